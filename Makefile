@@ -1,0 +1,53 @@
+# Everything needs python3 (3.11 or newer), pip and make, nothing else.
+#   make run      four operators through their stage plans, from recordings; then the leaderboard
+#   make test     the tests; those marked gpu run where a CUDA device answers
+#   make check    what must hold before a commit: lint, format, types, tests, coverage of the pure core
+# On a GPU machine whose torch brings another triton: make setup CONSTRAINTS=/dev/null
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+WORKERS ?= 2
+PYTEST ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SPACE := $(subst ,, )
+COMMA := ,
+# Modules that decide and do no I/O; their branches are covered to 95 %.
+CORE := engine/canonical.py engine/codec.py engine/settings.py engine/records.py engine/decode.py engine/crossref.py \
+  engine/vocabulary.py engine/rules.py engine/extract.py engine/classify.py engine/kernel.py \
+  engine/report/rows.py engine/report/figure.py engine/report/files.py engine/display/lines.py engine/display/table.py
+
+.PHONY: setup run test check format gpu clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint $(CONSTRAINTS)
+	touch $@
+
+run: setup
+	$(BIN)/python -m engine
+	$(BIN)/python -m engine.results sql "select * from leaderboard"
+
+test: setup
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(MAKE) test PYTEST="--cov=engine --cov-report="
+	$(BIN)/coverage report --include=$(subst $(SPACE),$(COMMA),$(strip $(CORE))) --fail-under=95 --show-missing
+
+gpu: setup
+	$(BIN)/python -m pytest -m gpu
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
