@@ -1,0 +1,27 @@
+"""A one-layer GRU that returns only the hidden state after the last timestep."""
+
+import torch
+import torch.nn as nn
+
+BATCH = 32
+SEQ = 512
+INPUT = 128
+HIDDEN = 256
+
+
+class Model(nn.Module):
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        self.gru = nn.GRU(input_size, hidden_size, batch_first=True)
+
+    def forward(self, x: torch.Tensor, h0: torch.Tensor) -> torch.Tensor:
+        _, last = self.gru(x, h0)
+        return last
+
+
+def get_inputs():
+    return [torch.randn(BATCH, SEQ, INPUT), torch.randn(1, BATCH, HIDDEN)]
+
+
+def get_init_inputs():
+    return [INPUT, HIDDEN]
