@@ -1,0 +1,1 @@
+"""The judge: tracer, executor and verdict, each in a process of its own."""

@@ -1,0 +1,66 @@
+"""Trusted process that times the reference, eager and compiled, under the same arithmetic as the candidate.
+
+JSON lines: {"op": "open", ...} as `gpu_side.Open` -> {"settings": {...}, "sets": n}; {"op": "build", "who": name} ->
+{"absent": null, or why}; {"op": "time_block", "who": name, "ms": 5} -> {"times_us": [...]}. It never sees candidate
+code, and its inputs have values of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import ModuleType
+
+import torch
+
+from engine.canonical import Json
+from engine.codec import decode
+from engine.errors import EngineError
+from engine.judging import gpu_side
+from engine.judging.gpu_clock import CallTimer
+
+
+class Baselines:
+    """One task's reference in its timed forms. A form that fails to build is absent with a note, never an error."""
+
+    def __init__(self) -> None:
+        self._timers: dict[str, CallTimer] = {}
+        self._task: ModuleType | None = None
+        self._sets: list[list[Json]] = []
+
+    def handle(self, message: Mapping[str, Json]) -> Json:
+        request = {name: value for name, value in message.items() if name != "op"}
+        if message["op"] == "open":
+            return self._open(decode(gpu_side.Open, request, "request to the baseline"))
+        if message["op"] == "build":
+            return {"absent": self._build(request["who"])}
+        return {"times_us": self._timers[request["who"]].block(request["ms"])}
+
+    def _open(self, request: gpu_side.Open) -> Json:
+        gpu_side.apply_precision(request.precision)
+        self._request = request
+        self._task = gpu_side.load_module(request.task_source, "reference", request.folder)
+        self._sets = gpu_side.input_sets(self._task, request.seed)
+        return {"settings": gpu_side.settings_in_force(), "sets": len(self._sets)}
+
+    def _build(self, who: str) -> str | None:
+        if self._task is None:
+            raise EngineError("build before a successful open")
+        try:
+            model: Callable[..., object] = gpu_side.build_model(self._task, self._task, "Model", self._request.seed)
+            if who == "compile":
+                model = torch.compile(model, dynamic=False)
+            calls = gpu_side.calls_of(model, self._sets)
+            self._timers[who] = CallTimer(calls, flush_l2=self._request.flush_l2)
+        except Exception as error:  # noqa: BLE001 - whatever the compiler raises means only that this form is absent
+            torch.cuda.empty_cache()
+            return f"{type(error).__name__}: {error}"[: gpu_side.MESSAGE_CHARS]
+        return None
+
+
+def main() -> None:
+    with torch.inference_mode():
+        gpu_side.serve(Baselines().handle)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Runs a candidate, call by call as the judge asks: on the CPU in Triton's interpreter, or on a CUDA device.
+
+Commands (JSON): `load` {source, init, params, seed, device, target, tf32} imports and builds; `call` {id, program,
+seed, suite, params_seed, poison, guard, count_ops} runs forward() and holds its outputs; `collect` {ids} writes the
+held outputs as raw files.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from engine.canonical import Json
+from engine.codec import decode
+from engine.judging import child, interpreter, pretend
+from engine.judging.host_ops import OpRecorder
+from engine.judging.inputs import ParamSpec, Program, flatten, replay
+from engine.judging.reference import fill_parameters, tree_of
+from engine.judging.wire import PART_BYTES, Channel, read_raw
+
+KEPT_BYTES = 1 << 30
+"""Device memory that a child may keep cached between calls."""
+
+
+@dataclass(slots=True)
+class RunState:
+    folder: Path
+    device: str = "cpu"
+    module: ModuleType | None = None
+    model: Any = None
+    params: tuple[ParamSpec, ...] = ()
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)
+    held: dict[str, Any] = field(default_factory=dict)
+    launches: Counter[str] = field(default_factory=Counter)
+
+    def mode(self, pattern: str | None = None, *, guard: bool = False) -> pretend.Pretend:
+        # The interpreter checks every access itself.
+        return pretend.Pretend(cuda=self.device == "cpu", pattern=pattern, guard=guard and self.device != "cpu")
+
+
+def load(state: RunState, message: Json) -> Json:
+    """Import once, build for one variant; answers with the state_dict's names and shapes."""
+    state.device = message["device"]
+    if state.module is None:
+        if state.device == "cpu":
+            pretend.answer_as_cuda()
+            pretend.install_driver(message["target"])
+            interpreter.install(lambda name: state.launches.update([name]))
+        else:
+            torch.cuda.set_device(state.device)
+            torch.backends.cuda.matmul.allow_tf32 = message["tf32"]
+            torch.backends.cudnn.allow_tf32 = message["tf32"]
+            _count_launches(state)
+        with state.mode():
+            state.module = child.import_candidate(message["source"], state.folder)
+    state.params = tuple(decode(ParamSpec, spec, "parameter") for spec in message["params"])
+    torch.manual_seed(message["seed"])
+    with state.mode():
+        state.model = child.build(state.module, message["init"])
+    if state.device != "cpu":
+        state.model = state.model.to(state.device)
+    state.kept = _kept_values(state)
+    return {"state": {name: list(value.shape) for name, value in state.model.state_dict().items()}}
+
+
+def _count_launches(state: RunState) -> None:
+    from triton.runtime.jit import JITFunction
+
+    launch = JITFunction.run
+
+    def counted(self: Any, *args: Any, warmup: bool, **kwargs: Any) -> Any:
+        if not warmup and getattr(self.fn, "__module__", "") == child.MODULE:
+            state.launches.update([self.__name__])
+        return launch(self, *args, warmup=warmup, **kwargs)
+
+    JITFunction.run = counted
+
+
+def _kept_values(state: RunState) -> dict[str, torch.Tensor]:
+    kept = {}
+    for index, spec in enumerate(state.params):
+        if spec.kind == "keep":
+            dtype = getattr(torch, spec.dtype)
+            count = int(torch.Size(spec.shape).numel())
+            raw = read_raw(state.folder / f"param_{index}.bin", count * dtype.itemsize)
+            value = torch.frombuffer(raw, dtype=dtype) if count else torch.empty(0, dtype=dtype)
+            kept[spec.name] = value.reshape(spec.shape).to(state.device)
+    return kept
+
+
+def call(state: RunState, message: Json) -> Json:
+    """One forward() on fresh inputs; parameters are rewritten in place first."""
+    program = Program(tuple(message["program"]["steps"]), message["program"]["result"])
+    inputs = replay(program, state.device, message["seed"], message["suite"])
+    fill_parameters(state.model, state.params, state.kept, state.device, message["params_seed"], message["suite"])
+    before = [tensor.clone() for tensor in flatten(inputs)]
+    recorder = OpRecorder() if message["count_ops"] else None
+    state.launches.clear()
+    started = time.perf_counter()
+    with torch.no_grad(), state.mode(message["poison"], guard=message["guard"]) as mode:
+        if recorder is None:
+            result = state.model(*inputs)
+        else:
+            with recorder:
+                result = state.model(*inputs)
+    if state.device != "cpu":
+        torch.cuda.synchronize()
+    wall = time.perf_counter() - started
+    state.held[message["id"]] = result
+    changed = [i for i, (old, new) in enumerate(zip(before, flatten(inputs), strict=True)) if not _same(old, new)]
+    del before, inputs
+    _give_back(state)
+    return {
+        "wall_s": wall,
+        "mutated": changed,
+        "overwritten": mode.overwritten_guards(),
+        "launches": dict(state.launches),
+        "host_ops": [] if recorder is None else recorder.as_json(),
+        "tree": tree_of(result),
+    }
+
+
+def _same(old: torch.Tensor, new: torch.Tensor) -> bool:
+    if old.shape != new.shape or old.dtype != new.dtype:
+        return False
+    # As integers of the same width, so that NaN equals itself.
+    raw = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(old.element_size(), torch.int64)
+    return bool(torch.equal(old.contiguous().view(-1).view(raw), new.contiguous().view(-1).view(raw)))
+
+
+def collect(state: RunState, message: Json) -> Json:
+    """Write held outputs, all after the last call, so that a result overwritten by a later call shows."""
+    outputs: dict[str, Json] = {}
+    for name in message["ids"]:
+        result = state.held.pop(name)
+        tensors = [_write(state.folder / f"{name}_{index}.bin", tensor) for index, tensor in enumerate(flatten(result))]
+        outputs[name] = {"tree": tree_of(result), "tensors": tensors}
+    del result
+    _give_back(state)
+    return {"outputs": outputs}
+
+
+def _write(path: Path, tensor: torch.Tensor) -> Json:
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and not tensor.__dict__
+    described = {
+        "file": path.name,
+        "plain": plain,
+        "type": type(tensor).__name__,
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "shape": list(tensor.shape),
+        "stride": list(tensor.stride()),
+        "device": tensor.device.type,
+    }
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    with path.open("wb") as file:
+        for start in range(0, flat.numel(), PART_BYTES):
+            file.write(flat[start : start + PART_BYTES].cpu().numpy().tobytes())
+    return described
+
+
+def _give_back(state: RunState) -> None:
+    """Free what PyTorch keeps of the device's memory: at full size the judge needs it for the comparison."""
+    if state.device != "cpu" and torch.cuda.memory_reserved() > KEPT_BYTES:
+        torch.cuda.empty_cache()
+
+
+HANDLERS = {"load": load, "call": call, "collect": collect}
+
+
+def main(channel: Channel, layers: tuple[str, ...]) -> None:
+    torch.set_num_threads(1)
+    child.serve(channel, layers, RunState(Path(os.environ["HOME"])), HANDLERS)

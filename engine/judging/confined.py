@@ -1,0 +1,46 @@
+"""Confine this process, then become another command: for tools that start a candidate themselves, such as a profiler.
+
+`python -m engine.judging.confined SPEC COMMAND...`, SPEC a file with the JSON of a `sandbox.Confinement`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from engine.codec import decode, encode
+from engine.judging.sandbox import Confinement, confine
+from engine.settings import LimitSettings
+
+SPEC = "confinement.json"
+OUTPUT = "output.txt"
+"""Where, in its folder, a confined command's output goes."""
+
+
+def write_launcher(folder: Path, limits: LimitSettings, cpu_s: float) -> tuple[str, ...]:
+    """The words to put before a command that shall run confined to `folder`, with `cpu_s` seconds for each process."""
+    confinement = Confinement(
+        scratch=str(folder),
+        cpu_s=max(1, round(cpu_s)),
+        memory_bytes=None,
+        processes=limits.processes,
+        file_bytes=limits.file_mib << 20,
+        gpu=True,
+        process_tree=True,
+    )
+    spec = folder / SPEC
+    spec.write_text(json.dumps(encode(confinement)))
+    return (sys.executable, "-P", "-m", "engine.judging.confined", str(spec))
+
+
+def main() -> None:
+    spec, *command = sys.argv[1:]
+    confinement = decode(Confinement, json.loads(Path(spec).read_text()), spec)
+    confine(confinement, dict(os.environ), [])
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""What the controller knows of a GPU without importing torch: identity, driver, SM clock, and the lease on it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import MissingError
+
+_SM_CLOCK = 1
+_NAME_BYTES = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One device as the driver names it; `uuid` in the form GPU-xxxxxxxx-...."""
+
+    ordinal: int
+    name: str
+    uuid: str
+    driver: str
+
+
+def find_gpu(ordinal: int) -> Gpu:
+    """Device number `ordinal` of those visible to this process; MissingError when there is none."""
+    hint = "python -m engine.doctor shows what the driver answers; backend=cpu needs no GPU"
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise MissingError("no CUDA driver (libcuda.so.1) on this machine", hint=hint) from error
+    device, name = ctypes.c_int(0), ctypes.create_string_buffer(_NAME_BYTES)
+    identity = (ctypes.c_ubyte * 16)()
+    steps: tuple[Callable[[], int], ...] = (
+        lambda: driver.cuInit(0),
+        lambda: driver.cuDeviceGet(ctypes.byref(device), ordinal),
+        lambda: driver.cuDeviceGetName(name, _NAME_BYTES, device),
+        lambda: driver.cuDeviceGetUuid(ctypes.byref(identity), device),
+    )
+    for step in steps:
+        status = step()
+        if status != 0:
+            raise MissingError(f"CUDA device {ordinal} does not answer (driver status {status})", hint=hint)
+    text = f"GPU-{uuid.UUID(bytes=bytes(identity))}"
+    return Gpu(ordinal, name.value.decode(), text, _Nvml().driver_version())
+
+
+class SmClock:
+    """Reads the SM clock of one GPU in MHz; None where NVML does not answer."""
+
+    def __init__(self, gpu_uuid: str) -> None:
+        self._nvml = _Nvml()
+        self._handle = self._nvml.handle(gpu_uuid)
+
+    def __call__(self) -> float | None:
+        return self._nvml.clock_mhz(self._handle)
+
+
+class _Nvml:
+    def __init__(self) -> None:
+        try:
+            self._library: ctypes.CDLL | None = ctypes.CDLL("libnvidia-ml.so.1")
+        except OSError:
+            self._library = None
+        if self._library is not None and self._library.nvmlInit_v2() != 0:
+            self._library = None
+
+    def driver_version(self) -> str:
+        text = ctypes.create_string_buffer(_NAME_BYTES)
+        if self._library is None or self._library.nvmlSystemGetDriverVersion(text, _NAME_BYTES) != 0:
+            return "unknown"
+        return text.value.decode()
+
+    def handle(self, gpu_uuid: str) -> ctypes.c_void_p | None:
+        handle = ctypes.c_void_p()
+        name = ctypes.c_char_p(gpu_uuid.encode())
+        if self._library is None or self._library.nvmlDeviceGetHandleByUUID(name, ctypes.byref(handle)) != 0:
+            return None
+        return handle
+
+    def clock_mhz(self, handle: ctypes.c_void_p | None) -> float | None:
+        clock = ctypes.c_uint(0)
+        if self._library is None or handle is None:
+            return None
+        if self._library.nvmlDeviceGetClockInfo(handle, _SM_CLOCK, ctypes.byref(clock)) != 0:
+            return None
+        return float(clock.value)
+
+
+def lock_path(gpu_uuid: str) -> Path:
+    """The host-wide lock file of a GPU; every engine process on this machine agrees on it."""
+    return Path(tempfile.gettempdir(), f"kernel-engine-{gpu_uuid}.lock")
+
+
+@contextlib.contextmanager
+def lease(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the GPU: alone for timing and profiling, or with others for checking. Waits; a dead holder holds nothing."""
+    descriptor = _open_lock(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    """Read-only, and created only when missing: in a sticky folder another user's file may be opened no other way."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o644)

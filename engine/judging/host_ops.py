@@ -1,0 +1,354 @@
+"""Torch operations that a forward() runs outside its kernels: recorded by aten name, and which a policy allows."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from engine.canonical import Json
+from engine.records import HostOp
+
+PLAIN = frozenset(
+    [
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "new_empty",
+        "new_empty_strided",
+        "zeros",
+        "zeros_like",
+        "new_zeros",
+        "ones",
+        "ones_like",
+        "new_ones",
+        "full",
+        "full_like",
+        "new_full",
+        "fill",
+        "fill_",
+        "zero_",
+        "arange",
+        "scalar_tensor",
+        "lift_fresh",
+        "lift_fresh_copy",
+        "detach",
+        "detach_",
+        "alias",
+        "view",
+        "_unsafe_view",
+        "_reshape_alias",
+        "reshape",
+        "permute",
+        "transpose",
+        "t",
+        "expand",
+        "slice",
+        "select",
+        "unsqueeze",
+        "squeeze",
+        "as_strided",
+        "clone",
+        "copy_",
+        "_to_copy",
+        "contiguous",
+        "split",
+        "split_with_sizes",
+        "unbind",
+        "chunk",
+        "narrow",
+        "diagonal",
+        "unfold",
+        "view_as_real",
+        "view_as_complex",
+        "_local_scalar_dense",
+        "set_",
+        "device",
+        "resize_",
+        "is_same_size",
+        "sym_size",
+        "sym_stride",
+        "sym_numel",
+        "sym_storage_offset",
+        "movedim",
+        "flatten",
+        "_to_cpu",
+        "to",
+        "unsafe_split",
+        "unsafe_chunk",
+        "swapaxes",
+        "view_as",
+        "expand_as",
+        "result_type",
+        "_assert_async",
+    ]
+)
+"""
+    `none`: allocation, fill, views, contiguous, clone, copies.
+    """
+
+LIBRARY = PLAIN | frozenset(
+    [
+        "cat",
+        "stack",
+        "constant_pad_nd",
+        "pad",
+        "reflection_pad1d",
+        "reflection_pad2d",
+        "replication_pad1d",
+        "replication_pad2d",
+        "repeat",
+        "repeat_interleave",
+        "flip",
+        "roll",
+        "index",
+        "index_select",
+        "gather",
+        "scatter",
+        "scatter_add",
+        "index_put",
+        "index_put_",
+        "masked_fill",
+        "masked_fill_",
+        "where",
+        "tril",
+        "triu",
+        "eye",
+        "linspace",
+        "randperm",
+        "one_hot",
+        "sort",
+        "topk",
+        "cumsum",
+        "embedding",
+        "add",
+        "add_",
+        "sub",
+        "sub_",
+        "rsub",
+        "mul",
+        "mul_",
+        "div",
+        "div_",
+        "neg",
+        "abs",
+        "sqrt",
+        "rsqrt",
+        "reciprocal",
+        "exp",
+        "log",
+        "pow",
+        "square",
+        "maximum",
+        "minimum",
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+        "clamp_",
+        "sin",
+        "cos",
+        "tanh",
+        "sigmoid",
+        "relu",
+        "relu_",
+        "gelu",
+        "silu",
+        "erf",
+        "floor",
+        "ceil",
+        "round",
+        "sign",
+        "bitwise_and",
+        "bitwise_or",
+        "bitwise_not",
+        "logical_and",
+        "logical_or",
+        "logical_not",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "remainder",
+        "floor_divide",
+        "addcmul",
+        "addcdiv",
+        "sum",
+        "mean",
+        "amax",
+        "amin",
+        "max",
+        "min",
+        "argmax",
+        "argmin",
+        "any",
+        "all",
+        "var",
+        "std",
+        "norm",
+        "linalg_vector_norm",
+        "prod",
+        "count_nonzero",
+        "isnan",
+        "isinf",
+        "mm",
+        "bmm",
+        "addmm",
+        "baddbmm",
+        "matmul",
+        "linear",
+        "dot",
+        "mv",
+        "addmv",
+        "convolution",
+        "_convolution",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose2d",
+        "cudnn_convolution",
+        "mkldnn_convolution",
+        "native_group_norm",
+        "native_layer_norm",
+        "native_batch_norm",
+        "_native_batch_norm_legit_no_training",
+        "max_pool2d_with_indices",
+        "max_pool3d_with_indices",
+        "avg_pool2d",
+        "avg_pool3d",
+        "_adaptive_avg_pool2d",
+        "_adaptive_avg_pool3d",
+        "native_dropout",
+        "softmax",
+        "_softmax",
+        "_log_softmax",
+        "leaky_relu",
+        "hardtanh",
+        "elu",
+        "hardswish",
+        "hardsigmoid",
+        "softplus",
+        "mish",
+        "logsumexp",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_fused_attention_overrideable",
+        "_scaled_dot_product_attention_math",
+    ]
+)
+"""
+    `library`: these too, as long as kernels keep a share of the operator's work (`kernel_share`).
+    """
+
+MIN_KERNEL_SHARE = 0.1
+"""Least share of the reference's FLOPs or bytes that must not be done by host operations under `library`."""
+
+
+def short_name(func: Any) -> str:
+    """`aten.add`: the operator without its overload; other libraries keep their own prefix."""
+    return f"{func.namespace}.{func._schema.name.split('::')[-1]}"
+
+
+def is_plain(name: str) -> bool:
+    return allowed(name, "none")
+
+
+def allowed(name: str, policy: str) -> bool:
+    """Whether a policy (none, library or any) lets forward() run this operation."""
+    if policy == "any":
+        return True
+    library, _, operation = name.partition(".")
+    known = PLAIN if policy == "none" else LIBRARY
+    return library in ("aten", "prim") and (operation in known or operation.removesuffix("_") in known)
+
+
+def kernel_share(host: Sequence[HostOp], reference: Sequence[HostOp]) -> float:
+    """Share of the reference's work, by FLOPs or bytes, whichever is larger, that host operations do not cover."""
+
+    def share(done: float, whole: float) -> float:
+        return 1.0 - min(1.0, done / whole) if whole > 0 else 0.0
+
+    mine = [op for op in host if op.compute]
+    whole = [op for op in reference if op.compute]
+    return max(
+        share(sum(op.flops for op in mine), sum(op.flops for op in whole)),
+        share(sum(op.bytes for op in mine), sum(op.bytes for op in whole)),
+    )
+
+
+class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the aten operations that reach the dispatcher, with their FLOPs and bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count: Counter[str] = Counter()
+        self.flops: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # The default wraps the mode so that its first use imports torch._dynamo: two seconds in every child.
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = short_name(func)
+        self.count[name] += 1
+        if not is_plain(name):
+            self.bytes[name] += _bytes([*args, *(kwargs or {}).values()]) + _bytes([result])
+            self.flops[name] += _flops(func, args, kwargs or {}, result)
+        return result
+
+    def ops(self) -> tuple[HostOp, ...]:
+        return tuple(
+            HostOp(name, count, not is_plain(name), float(self.flops[name]), float(self.bytes[name]))
+            for name, count in self.count.items()
+        )
+
+    def as_json(self) -> Json:
+        return [[op.name, op.count, op.compute, op.flops, op.bytes] for op in self.ops()]
+
+
+def from_json(rows: Json) -> tuple[HostOp, ...]:
+    """Host operations from a child's answer; TypeError or ValueError for another form."""
+    return tuple(
+        HostOp(str(name), int(count), bool(compute), float(flops), float(size))
+        for name, count, compute, flops, size in rows
+    )
+
+
+def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
+    formula = flop_registry.get(func._overloadpacket)
+    if formula is not None:
+        return int(formula(*args, **kwargs, out_val=result))
+    sizes = [tensor.numel() for tensor in _tensors([*args, *kwargs.values(), result])]
+    return max(sizes, default=0)
+
+
+def _bytes(values: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(values))
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found.extend(_tensors(value))
+    return found
+
+
+def span_bytes(tensor: torch.Tensor) -> int:
+    """Bytes between a tensor's first and last element: a broadcast costs what it reads, a view what it covers."""
+    if tensor.numel() == 0:
+        return 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return min(int(last + 1), math.prod(tensor.shape)) * tensor.element_size()

@@ -1,0 +1,219 @@
+"""The order of a judgement: screen, trace and compile, run on variants and suites, compare. Trusted code only."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.canonical import Json
+from engine.codec import encode
+from engine.errors import MissingError
+from engine.judging import sandbox
+from engine.judging.children import Child, ChildEnded, ChildTimeout, ForkServerClient, new_scratch
+from engine.judging.host_ops import from_json
+from engine.judging.inputs import UnsupportedTask
+from engine.judging.messages import Failure, ended, failure_of, is_memory
+from engine.judging.policy import policy_problem, trace_from
+from engine.judging.references import References
+from engine.judging.static_screen import screen
+from engine.records import CheckResult, Mode, Reason, Status, Task, Trace, Verdict
+from engine.settings import JudgeSettings
+
+MESSAGE_CHARS = 4000
+DECIDED_BY_TEXT = (Reason.SYNTAX, Reason.NO_MODEL)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where candidates run. `device`: `cpu` is Triton's interpreter, else a torch device. `target`: chip to compile
+    for. `scratch`: a folder whose content is ours."""
+
+    device: str
+    target: str
+    compile_kernels: bool
+    scratch: Path
+
+    @property
+    def mode(self) -> Mode:
+        return Mode.INTERPRETER if self.device == "cpu" else Mode.FALLBACK
+
+
+class Stop(Exception):
+    """The end of a judgement before all checks are done."""
+
+    def __init__(self, failure: Failure, variant: str | None = None, suite: str | None = None) -> None:
+        super().__init__(failure.message)
+        self.failure, self.variant, self.suite = failure, variant, suite
+
+
+@dataclass(slots=True)
+class Findings:
+    """What is known so far of one candidate."""
+
+    seed: int
+    remarks: list[str] = field(default_factory=list)
+    layers: tuple[str, ...] = ()
+    checks: list[CheckResult] = field(default_factory=list)
+    precision_class: str | None = None
+    trace: Trace | None = None
+    trace_error: str | None = None
+    interpreter_limit: tuple[str, ...] = ()
+
+    def remark(self, text: str) -> None:
+        if text not in self.remarks:
+            self.remarks.append(text)
+
+
+class Judge:
+    """Judges candidates one after another; references of a task are kept between them."""
+
+    def __init__(
+        self, settings: JudgeSettings, place: Place, tracer: ForkServerClient, runner: ForkServerClient
+    ) -> None:
+        self.settings, self.place = settings, place
+        self._servers = {"trace": tracer, "run": runner}
+        self.references = References(place.device)
+
+    def judge(self, task: Task, source: str, seed: int) -> Verdict:
+        """The verdict on one candidate; candidates' failures are data, EngineError means ours broke."""
+        started = time.monotonic()
+        found = Findings(seed)
+        stop: Stop | None = None
+        try:
+            self._decide(task, source, found)
+        except Stop as stopped:
+            # Without its traceback, whose frames hold the tensors compared.
+            stop = Stop(stopped.failure, stopped.variant, stopped.suite)
+        except UnsupportedTask as error:
+            stop = Stop(Failure(Status.UNDECIDED, Reason.UNSUPPORTED, str(error)))
+        except RuntimeError as error:
+            if not is_memory(error):
+                raise
+            text = f"the device's memory does not hold the reference now: {str(error).splitlines()[0]}"
+            stop = Stop(Failure(Status.UNDECIDED, Reason.OUT_OF_MEMORY, text))
+        self.references.give_back_memory()
+        ratios = [check.error_ratio for check in found.checks if check.error_ratio is not None]
+        return Verdict(
+            status=Status.CORRECT if stop is None else stop.failure.status,
+            reason=None if stop is None else stop.failure.reason,
+            mode=self.place.mode,
+            message="" if stop is None else stop.failure.message[:MESSAGE_CHARS],
+            precision_class=found.precision_class,
+            error_ratio=max(ratios) if ratios else None,
+            variant=None if stop is None else stop.variant,
+            suite=None if stop is None else stop.suite,
+            checks=tuple(found.checks),
+            trace=found.trace,
+            trace_error=found.trace_error,
+            remarks=tuple(found.remarks),
+            sandbox=found.layers,
+            seed=seed,
+            wall_s=time.monotonic() - started,
+        )
+
+    def _decide(self, task: Task, source: str, found: Findings) -> None:
+        # runs.py needs Stop and Findings from here.
+        from engine.judging.runs import VariantRun
+
+        screened = screen(source)
+        found.remarks.extend(screened.remarks)
+        if screened.reason is not None:
+            status = Status.FAILED if screened.reason in DECIDED_BY_TEXT else Status.REJECTED
+            raise Stop(Failure(status, screened.reason, screened.message))
+        host_ops = task.contract.host_ops or self.settings.host_ops
+        self._trace(task, source, host_ops, found)
+        if self.place.device == "cpu" and found.interpreter_limit:
+            names = ", ".join(found.interpreter_limit)
+            text = f"tl.dot on bf16 or fp8 in {names}: the interpreter computes it wrongly, so nothing can be said here"
+            raise Stop(Failure(Status.UNDECIDED, Reason.INTERPRETER_LIMIT, text))
+        with self.child("run", found) as child:
+            deadline = time.monotonic() + self.settings.limits.run_s
+            for variant in self.references.variants(task):
+                VariantRun(self, child, task, variant, host_ops, found, deadline).all_suites(source)
+
+    def _trace(self, task: Task, source: str, host_ops: str, found: Findings) -> None:
+        full = self.references.full(task)
+        limit = self.settings.limits.trace_s
+        message = {
+            "op": "trace",
+            "source": source,
+            "init": full.init,
+            "program": encode(full.program),
+            "target": self.place.target,
+            "compile": self.place.compile_kernels,
+            "budget_s": limit / 2,
+        }
+        with self.child("trace", found) as child:
+            answer = ask(child, message, limit, "while it was imported and traced at full size", "full")
+        if "error" in answer:
+            error = answer["error"]
+            failure = failure_of(error, "traced at full size")
+            if error["type"] == "CompileFailed":
+                raise Stop(Failure(Status.FAILED, Reason.RESOURCES, str(error["message"])), "full")
+            found.trace_error = failure.message[:400]
+            return
+        try:
+            found.trace, found.interpreter_limit = trace_from(answer)
+            compile_error = answer["compile_error"]
+        except (KeyError, TypeError, ValueError) as error:
+            text = f"the traced process answered nonsense: {error!r}"
+            raise Stop(Failure(Status.FAILED, Reason.CRASH, text), "full") from error
+        if compile_error is not None:
+            reason = Reason.RESOURCES if compile_error["resources"] else Reason.COMPILE
+            raise Stop(Failure(Status.FAILED, reason, str(compile_error["message"])), "full")
+        problem = policy_problem(found.trace.launch_count, found.trace.host_ops, host_ops, full.host_ops)
+        if problem is not None:
+            raise Stop(problem, "full")
+
+    @contextlib.contextmanager
+    def child(self, kind: str, found: Findings) -> Iterator[Child]:
+        """A confined process; MissingError when a required layer of the sandbox is absent."""
+        limits = self.settings.limits
+        seconds = limits.trace_s if kind == "trace" else limits.run_s
+        on_gpu = kind == "run" and self.place.device != "cpu"
+        confinement = sandbox.Confinement(
+            scratch=new_scratch(self.place.scratch),
+            cpu_s=math.ceil(2 * seconds) + 30,
+            # CUDA reserves far more address space than it uses.
+            memory_bytes=None if on_gpu else int(limits.memory_gib * 2**30),
+            processes=limits.processes,
+            file_bytes=1 << 40 if on_gpu else limits.file_mib << 20,
+            gpu=on_gpu,
+        )
+        with Child(self._servers[kind], kind, confinement) as child:
+            try:
+                child.start()
+            except (ChildEnded, ChildTimeout) as error:
+                hint = f"{child.output()[-400:]}\npython -m engine.doctor names the layers"
+                raise MissingError(f"the sandbox did not start: {error}", hint=hint) from error
+            missing = [layer for layer in sandbox.LAYERS if layer not in child.layers]
+            if missing and self.settings.sandbox == "required":
+                raise MissingError(
+                    f"judge.sandbox=required, but {', '.join(missing)} is not available here",
+                    hint="judge.sandbox=best_effort uses what the kernel offers",
+                )
+            found.layers = child.layers
+            yield child
+
+
+def ask(
+    child: Child, message: Json, timeout_s: float, when: str, variant: str, suite: str | None = None
+) -> Mapping[str, Json]:
+    """One command to a candidate's process; its end or silence stops the judgement."""
+    try:
+        answer: Mapping[str, Json] = child.ask(message, timeout_s)
+    except ChildTimeout as error:
+        text = f"no answer within {timeout_s:g} s {when}; its processes were killed"
+        raise Stop(Failure(Status.FAILED, Reason.TIMEOUT, text), variant, suite) from error
+    except ChildEnded as error:
+        raise Stop(ended(error.status, when, child.output()), variant, suite) from error
+    return answer
+
+
+def run_ops(answer: Mapping[str, Json]) -> tuple[int, tuple[object, ...]]:
+    """Launches and host operations of one call."""
+    return sum(int(count) for count in answer["launches"].values()), from_json(answer["host_ops"])

@@ -1,0 +1,1 @@
+"""Profilers: one file each; they know the engine's records and errors and nothing else of it."""

@@ -1,0 +1,99 @@
+"""The static screen: what it refuses, what it only remarks, and that recorded honest kernels pass."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.judging.static_screen import screen
+from engine.records import Reason
+
+HEAD = "import torch\nimport torch.nn as nn\nimport triton\nimport triton.language as tl\n"
+KERNEL = "@triton.jit\ndef kernel(x_ptr, n, BLOCK: tl.constexpr):\n    tl.store(x_ptr, 1.0)\n"
+MODEL = "class ModelNew(nn.Module):\n    def forward(self, x):\n        kernel[(1,)](x, 1, BLOCK=1)\n        return x\n"
+HONEST = HEAD + KERNEL + MODEL
+
+
+def inside(statement):
+    return HONEST.replace("        return x", f"        {statement}\n        return x")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason", "words"),
+    [
+        ("import os\n" + HONEST, Reason.FORBIDDEN, "import of os"),
+        ("from os import path\n" + HONEST, Reason.FORBIDDEN, "os.path"),
+        ("import torch.utils.cpp_extension\n" + HONEST, Reason.FORBIDDEN, "cpp_extension"),
+        ("from torch import _inductor\n" + HONEST, Reason.FORBIDDEN, "_inductor"),
+        ("from triton import testing\n" + HONEST, Reason.FORBIDDEN, "testing"),
+        ("from . import other\n" + HONEST, Reason.FORBIDDEN, "relative"),
+        (inside("exec('1')"), Reason.FORBIDDEN, "exec"),
+        (inside("e = eval"), Reason.FORBIDDEN, "eval"),
+        (inside("open('/tmp/x')"), Reason.FORBIDDEN, "open"),
+        (inside("globals()['x'] = 1"), Reason.FORBIDDEN, "globals"),
+        (inside("getattr(torch, 'mat' + 'mul')"), Reason.FORBIDDEN, "getattr"),
+        (inside("getattr(torch, f'{x}mul')"), Reason.FORBIDDEN, "getattr"),
+        (inside("torch.matmul = None"), Reason.FORBIDDEN, "assignment to torch"),
+        (inside("t = torch\n        t.matmul = None"), Reason.FORBIDDEN, "assignment to torch"),
+        (inside("setattr(torch, 'x', 1)"), Reason.FORBIDDEN, "setattr"),
+        (inside("().__class__.__bases__"), Reason.FORBIDDEN, "__"),
+        (inside("f = error.tb_frame"), Reason.FORBIDDEN, "tb_frame"),
+        (inside("torch.compile(torch.relu)(x)"), Reason.FORBIDDEN, "torch.compile"),
+        (inside("print(__builtins__)"), Reason.FORBIDDEN, "__builtins__"),
+        (HEAD + "class ModelNew(nn.Module):\n    pass\n", Reason.NO_KERNEL, "found none"),
+        (HEAD + KERNEL + "class ModelNew(nn.Module):\n    pass\n", Reason.NO_KERNEL, "reachable"),
+        (HEAD + KERNEL, Reason.NO_MODEL, "ModelNew"),
+        (HONEST + "def broken(:\n", Reason.SYNTAX, "line 12"),
+    ],
+)
+def test_refused(source, reason, words):
+    screened = screen(source)
+    assert screened.reason is reason
+    assert words in screened.message
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        HONEST,
+        "from __future__ import annotations\nimport math\nfrom typing import Optional\n" + HONEST,
+        "from triton.language.extra import libdevice\nimport torch.nn.functional as F\n" + HONEST,
+        HONEST.replace("@triton.jit", "@triton.autotune(configs=[triton.Config({})], key=[])\n@triton.jit"),
+        HEAD.replace("import triton\n", "import triton\nfrom triton import jit\n")
+        + KERNEL.replace("@triton.jit", "@jit")
+        + MODEL,
+        inside("input = x"),
+        inside("w = getattr(self, f'weight_l{0}')"),
+        inside("super().__init__()"),
+        inside("torch.backends.cuda.matmul.allow_tf32 = False"),
+        HONEST.replace("kernel[(1,)]", "launch").replace(
+            "class", "def launch(x, n, BLOCK):\n    kernel[(1,)](x)\n\n\nclass"
+        ),
+    ],
+)
+def test_accepted(source):
+    assert screen(source).reason is None
+
+
+@pytest.mark.parametrize(
+    ("source", "remark"),
+    [
+        (inside("y = x.data_ptr()"), "reads data_ptr"),
+        (inside("s = torch.cuda.Stream()"), "uses CUDA streams"),
+        (HONEST.replace(KERNEL, KERNEL + KERNEL.replace("def kernel", "def spare")), "spare is not used"),
+    ],
+)
+def test_remarks(source, remark):
+    screened = screen(source)
+    assert screened.reason is None
+    assert any(remark in found for found in screened.remarks)
+
+
+def test_recorded_kernels_that_ran_pass(shared):
+    """What remains refused patches an imported module, imports einops, or has no kernel: 17 of 809 that ran."""
+    duckdb = pytest.importorskip("duckdb")
+    file = shared / "data" / "recorded_replies.parquet"
+    rows = duckdb.sql(f"select kernel_code from '{file}' where runnable and kernel_code is not null").fetchall()
+    refused = [screened for (code,) in rows if (screened := screen(code)).reason is not None]
+    assert len(refused) <= 0.025 * len(rows)
+    for screened in refused:
+        assert any(words in screened.message for words in ("assignment to", "setattr", "einops", "found none"))
