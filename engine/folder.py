@@ -1,0 +1,47 @@
+"""The folder of one run: results/runs/<run_id>/ with sources, prompts and replies that people can read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.canonical import Json, canonical
+from engine.files import write_whole
+from engine.records import Message, Reply, Slot
+
+
+class RunFolder:
+    """Paths and text files of one run; everything here but events.jsonl can be written again from it."""
+
+    def __init__(self, results: Path, run_id: str) -> None:
+        self.path = results / "runs" / run_id
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    def task(self, task_id: str) -> Path:
+        return self.path / "tasks" / task_id
+
+    def write_config(self, tree: Json) -> None:
+        """The resolved configuration as JSON, which is YAML too."""
+        write_whole(self.path / "config.yaml", canonical(tree) + "\n")
+
+    def write_source(self, task_id: str, candidate_id: str, source: str) -> None:
+        path = self.task(task_id) / "candidates" / f"{candidate_id}.py"
+        if not path.exists():
+            write_whole(path, source)
+
+    def write_best(self, task_id: str, source: str) -> Path:
+        path = self.task(task_id) / "best.py"
+        write_whole(path, source)
+        return path
+
+    def write_exchange(self, slot: Slot, messages: tuple[Message, ...], reply: Reply | None) -> None:
+        """Prompt and reply of one call as text: <stage>.<role>.<attempt>.<sample>.{prompt,reply}.md."""
+        stem = f"{slot.stage}.{slot.role}.{slot.attempt}.{slot.sample}"
+        folder = self.task(slot.task_id) / "exchanges"
+        prompt = "\n\n".join(f"<!-- {message.role} -->\n{message.content}" for message in messages)
+        write_whole(folder / f"{stem}.prompt.md", prompt + "\n")
+        if reply is not None:
+            write_whole(folder / f"{stem}.reply.md", reply.text + "\n")

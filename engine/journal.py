@@ -1,0 +1,271 @@
+"""The journal of a run: append-only JSON lines, the one truth from which tables, reports and displays are made.
+
+Every kind, its fields and the table that takes it are listed in docs/journal.md.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from engine.canonical import Json, digest
+from engine.errors import StoreError
+
+VERSION = 1
+
+Listener = Callable[[Json], None]
+
+ENVELOPE = ("v", "run_id", "seq", "t", "kind", "task_id", "stage")
+"""Fields of every event, in the order in which they are written."""
+
+_SLOT = ("role", "attempt", "sample")
+
+EVENTS: Mapping[str, tuple[str, ...]] = {
+    "sweep_job": ("sweep_id", "job", "overrides"),
+    "run_started": ("config_hash", "version", "backend", "category", "provider", "model", "thresholds"),
+    "environment": ("device", "facts"),
+    "task_started": (
+        "name",
+        "category",
+        "named",
+        "classified",
+        "facts",
+        "contract",
+        "contract_origin",
+        "task_hash",
+    ),
+    "classification": ("evaluations",),
+    "baseline": ("who", "score_kind", "median_us", "lo_us", "hi_us", "n", "floor_us"),
+    "stage_started": ("category", "parent_id", "audit"),
+    "rule": (
+        "rule",
+        "rule_kind",
+        "when",
+        "outcome",
+        "fired",
+        "obeyed",
+        "operands",
+        "missing",
+        "why",
+        "candidate_id",
+    ),
+    "llm_call": (
+        *_SLOT,
+        "category",
+        "request_hash",
+        "model",
+        "provider",
+        "answered_by",
+        "finish",
+        "input_tokens",
+        "output_tokens",
+        "cached_tokens",
+        "reasoning_tokens",
+        "cost_usd",
+        "latency_s",
+        "attempts",
+    ),
+    "llm_failed": (*_SLOT, "failure", "message"),
+    "reply_unusable": (*_SLOT, "problem", "message"),
+    "advice_unreadable": (*_SLOT, "expected"),
+    "prompt_drift": ("slot", "difference"),
+    "candidate": (
+        "candidate_id",
+        "parent_id",
+        *_SLOT,
+        "proposer",
+        "audit",
+        "category",
+        "source_hash",
+    ),
+    "verdict": (
+        "candidate_id",
+        "status",
+        "reason",
+        "mode",
+        "precision_class",
+        "error_ratio",
+        "variant",
+        "suite",
+        "launches",
+        "host_ops",
+        "message",
+        "seed",
+        "wall_s",
+    ),
+    "timing": ("candidate_id", "who", "score_kind", "median_us", "lo_us", "hi_us", "n"),
+    "ratio": ("candidate_id", "over", "value", "lo", "hi", "n"),
+    "metric": ("candidate_id", "metric", "value", "unit", "source", "confidence", "note"),
+    "promotion": ("candidate_id", "incumbent_id", "promoted", "why", "ratio"),
+    "stage_ended": (
+        "category",
+        "outcome",
+        "why",
+        "rule",
+        "best_id",
+        "speedup",
+        "score_kind",
+        "stage_gain",
+        "failures",
+        "candidates",
+    ),
+    "task_ended": (
+        "category",
+        "outcome",
+        "why",
+        "best_id",
+        "speedup",
+        "speedup_lo",
+        "speedup_hi",
+        "speedup_fastest",
+        "fastest",
+        "headroom",
+        "score_kind",
+    ),
+    "task_failed": ("error", "message"),
+    "waiting": ("where",),
+    "run_ended": ("outcome", "tasks", "failed", "wall_s"),
+}
+"""Required fields by kind. A field may be null, never absent; further fields are kept as they come."""
+
+
+class Journal:
+    """Appends events of one run; one process at a time.
+
+    A run that is continued repeats its events: one whose content (all but seq and t) is in the file already is not
+    written again, but still handed to the listeners as it was stored.
+    """
+
+    def __init__(self, path: Path, run_id: str, listeners: tuple[Listener, ...] = ()) -> None:
+        self.path = path
+        self.run_id = run_id
+        self.listeners = listeners
+        self._lock = threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab")
+        try:
+            self._take_over()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _take_over(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            hint = "wait for the other process or end it, then repeat the command"
+            raise StoreError(f"another process is writing {self.path}", hint=hint) from error
+        whole, events = _load(self.path)
+        self._file.truncate(whole)
+        for event in events:
+            if event["run_id"] != self.run_id:
+                raise StoreError(f"{self.path}: expected events of run {self.run_id}, found run {event['run_id']}")
+        self._known = {_identity(event): event for event in events}
+        self._next = max((event["seq"] for event in events), default=-1) + 1
+
+    def write(
+        self,
+        kind: str,
+        *,
+        task_id: str | None = None,
+        stage: str | None = None,
+        durable: bool = False,
+        **fields: Json,
+    ) -> Json:
+        """Append one event and return it as stored. `durable`: on disk before this returns. Numbers that are not
+        finite are stored as null. An unknown kind or a missing field is a ValueError."""
+        if kind not in EVENTS:
+            raise ValueError(f"unknown kind of event '{kind}', expected one of {', '.join(EVENTS)}")
+        absent = [name for name in EVENTS[kind] if name not in fields]
+        if absent:
+            raise ValueError(f"event '{kind}' lacks the fields {', '.join(absent)}")
+        head = {"v": VERSION, "run_id": self.run_id, "kind": kind, "task_id": task_id, "stage": stage}
+        content = {**head, **{name: _clean(value) for name, value in fields.items()}}
+        with self._lock:
+            event = self._stored(content, durable)
+        for listener in self.listeners:
+            listener(event)
+        return event
+
+    def _stored(self, content: dict[str, Json], durable: bool) -> Json:
+        identity = _identity(content)
+        if identity in self._known:
+            return self._known[identity]
+        numbered = {**content, "seq": self._next, "t": round(time.time(), 6)}
+        event = {**{name: numbered[name] for name in ENVELOPE}, **numbered}
+        line = json.dumps(event, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        try:
+            self._file.write(line.encode() + b"\n")
+            self._file.flush()
+            if durable:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            hint = "free some space, then repeat the command: it continues"
+            raise StoreError(f"cannot write {self.path}: {error}", hint=hint) from error
+        self._known[identity] = event
+        self._next += 1
+        return event
+
+    def close(self) -> None:
+        """Bring everything to disk and let others write. Closing twice is harmless."""
+        if not self._file.closed:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+
+def read_events(path: Path) -> list[Json]:
+    """All events of a journal, without a torn last line; raises StoreError where there is none or it is damaged."""
+    if not path.exists():
+        raise StoreError(f"no journal at {path}", hint="the run id is the folder's name below results/runs")
+    return _load(path)[1]
+
+
+def whole_lines(data: bytes) -> bytes:
+    """`data` up to and including its last complete line: a writer that was killed leaves half a line."""
+    return data[: data.rfind(b"\n") + 1]
+
+
+def _load(path: Path) -> tuple[int, list[Json]]:
+    """The events, and how many bytes of the file they take."""
+    lines = whole_lines(path.read_bytes()).splitlines(keepends=True)
+    events: list[Json] = []
+    size = 0
+    for number, line in enumerate(lines, start=1):
+        try:
+            event = json.loads(line)
+            known = {name: event[name] for name in ENVELOPE}
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break  # a power cut can leave a last line of the right length and the wrong content
+            raise StoreError(
+                f"{path}, line {number}: expected an event, found {line[:80]!r}",
+                hint="the journal was changed by hand; move its folder away to start the run anew",
+            ) from error
+        if known["v"] != VERSION:
+            raise StoreError(f"{path}, line {number}: expected journal version {VERSION}, found {known['v']!r}")
+        events.append(event)
+        size += len(line)
+    return size, events
+
+
+def _identity(event: Mapping[str, Json]) -> str:
+    return digest({name: value for name, value in event.items() if name not in ("seq", "t")})
+
+
+def _clean(tree: Json) -> Json:
+    """What every reader of JSON accepts: no NaN or infinity, no lone surrogate, no NUL; keys are texts."""
+    if isinstance(tree, float):
+        return tree if math.isfinite(tree) else None
+    if isinstance(tree, str):
+        return tree.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+    if isinstance(tree, Mapping):
+        return {_clean(str(name)): _clean(value) for name, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_clean(value) for value in tree]
+    return tree

@@ -1,0 +1,181 @@
+"""Every action that costs something, done at most once: model calls, verdicts, timings, promotions, profiles.
+
+Each goes through the memo under the hash of all that it depends on, and leaves its outcome in the journal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from engine.backends.seam import Backend
+from engine.canonical import Json, digest, digest_text, short
+from engine.codec import decode, encode
+from engine.errors import AwaitingReply, BudgetSpent, LlmError
+from engine.folder import RunFolder
+from engine.journal import Journal
+from engine.llm.caller import Caller
+from engine.llm.recordings import request_hash
+from engine.memo import Memo
+from engine.records import Measurement, MetricValue, Operator, Reply, Request, Verdict
+from engine.settings import Settings
+
+T = TypeVar("T")
+
+
+def candidate_id(operator: Operator, source: str) -> str:
+    """16 hex that name one source for one task."""
+    return short(digest({"task": operator.task.task_hash, "source": source}))
+
+
+class Paid:
+    """Performs paid steps for one run. `free_replies`: replies are read from recordings and need no memo."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        backend: Backend,
+        caller: Caller,
+        memo: Memo,
+        journal: Journal,
+        folder: RunFolder,
+        free_replies: bool,
+    ) -> None:
+        self.settings = settings
+        self.backend = backend
+        self.caller = caller
+        self.memo = memo
+        self.journal = journal
+        self.folder = folder
+        self.free_replies = free_replies
+
+    def reply(self, request: Request) -> Reply:
+        """The model's answer; a failed call is journalled and raised as LlmError."""
+        slot = request.slot
+        self.folder.write_exchange(slot, request.messages, None)
+        try:
+            reply = self._answer(request)
+        except (AwaitingReply, BudgetSpent):
+            raise
+        except LlmError as error:
+            self.journal.write(
+                "llm_failed",
+                task_id=slot.task_id,
+                stage=slot.stage,
+                role=slot.role,
+                attempt=slot.attempt,
+                sample=slot.sample,
+                failure=error.kind,
+                message=str(error),
+            )
+            raise
+        self.folder.write_exchange(slot, request.messages, reply)
+        self.journal.write(
+            "llm_call",
+            task_id=slot.task_id,
+            stage=slot.stage,
+            durable=True,
+            category=slot.category,
+            role=slot.role,
+            attempt=slot.attempt,
+            sample=slot.sample,
+            request_hash=request_hash(request),
+            model=reply.model,
+            provider=reply.provider,
+            answered_by=reply.answered_by,
+            finish=reply.finish,
+            input_tokens=reply.usage.input_tokens,
+            output_tokens=reply.usage.output_tokens,
+            cached_tokens=reply.usage.cached_tokens,
+            reasoning_tokens=reply.usage.reasoning_tokens,
+            cost_usd=reply.usage.cost_usd,
+            latency_s=reply.latency_s,
+            attempts=reply.attempts,
+        )
+        if reply.drift:
+            self.journal.write(
+                "prompt_drift", task_id=slot.task_id, stage=slot.stage, slot=slot.path(), difference=reply.drift
+            )
+        return reply
+
+    def _answer(self, request: Request) -> Reply:
+        if self.free_replies:
+            return self.caller.complete(request)
+
+        def call() -> tuple[Json, Json]:
+            reply = self.caller.complete(request)
+            return encode(reply), {"usage": encode(reply.usage), "latency_s": reply.latency_s}
+
+        inputs = encode(request)
+        del inputs["slot"]
+        step = self.memo.step("reply", inputs, call)
+        reply = decode(Reply, step.outcome, "stored reply")
+        if not step.ran:
+            self.caller.budget.spend(reply.usage)
+        return reply
+
+    def verdict(self, operator: Operator, source: str) -> Verdict:
+        judge = encode(replace(self.settings.judge, lanes=1))
+        inputs = {**self._subject(operator, source), "judge": judge}
+        return self._measured("verdict", inputs, Verdict, lambda: self.backend.judge(operator, source))
+
+    def timing(self, operator: Operator, source: str | None) -> Measurement:
+        """Times of a correct candidate beside the baselines; without a source, the baselines and the floor."""
+        inputs = {**self._subject(operator, source), **self._protocol(operator)}
+        kind = "baseline" if source is None else "timing"
+        return self._measured(kind, inputs, Measurement, lambda: self.backend.measure(operator, source, None))
+
+    def promotion(self, operator: Operator, source: str, incumbent: str) -> Measurement:
+        """Times of a candidate paired with the incumbent; the step that decides which one is best."""
+        inputs = {
+            **self._subject(operator, source),
+            **self._protocol(operator),
+            "incumbent": digest_text(incumbent),
+        }
+        return self._measured(
+            "promotion", inputs, Measurement, lambda: self.backend.measure(operator, source, incumbent)
+        )
+
+    def profile(self, operator: Operator, source: str | None, metrics: Sequence[str]) -> tuple[MetricValue, ...]:
+        """Values of the named metrics of a candidate, or of the eager reference where source is None."""
+        back_end = self.settings.backends[self.settings.backend]
+        inputs = {
+            **self._subject(operator, source),
+            **self._protocol(operator),
+            "metrics": {name: encode(self.settings.metrics[name]) for name in sorted(metrics)},
+            "profilers": encode(back_end.profilers),
+        }
+
+        def collect() -> tuple[Json, Json]:
+            started = time.monotonic()
+            values = self.backend.profile(operator, source, metrics)
+            return [encode(value) for value in values], {"wall_s": round(time.monotonic() - started, 3)}
+
+        step = self.memo.step("profile", inputs, collect)
+        return tuple(decode(MetricValue, value, "stored metric") for value in step.outcome)
+
+    def _measured(self, kind: str, inputs: Json, record: type[T], work: Callable[[], T]) -> T:
+        def run() -> tuple[Json, Json]:
+            started = time.monotonic()
+            outcome = work()
+            return encode(outcome), {"wall_s": round(time.monotonic() - started, 3)}
+
+        return decode(record, self.memo.step(kind, inputs, run).outcome, f"stored {kind}")
+
+    def _subject(self, operator: Operator, source: str | None) -> dict[str, Json]:
+        return {
+            "task": operator.task.task_hash,
+            "source": None if source is None else digest_text(source),
+            "device": encode(self.backend.device),
+        }
+
+    def _protocol(self, operator: Operator) -> dict[str, Json]:
+        back_end = self.settings.backends[self.settings.backend]
+        return {
+            "facts": digest(encode(operator.facts)),
+            "precision": (operator.task.contract.precision or self.settings.judge.precision).value,
+            "protocol": encode(back_end.cuda) if back_end.cuda else encode(back_end.cpu),
+        }

@@ -1,0 +1,1 @@
+"""`python -m engine.results`: ingest, sql and export."""

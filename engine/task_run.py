@@ -1,0 +1,111 @@
+"""One task: baselines, seeds, the stages of its plan, and the best kernel kept whatever happens later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from engine.codec import encode
+from engine.draft import SEED, Plan, TaskState
+from engine.errors import AwaitingReply
+from engine.kernel import Kernel
+from engine.records import Operator
+from engine.stage import StageRunner
+
+
+class TaskRunner:
+    """Runs tasks of one run through their stage plans."""
+
+    def __init__(self, stages: StageRunner) -> None:
+        self.stages = stages
+        self.drafter = stages.drafter
+        self.paid = stages.paid
+        self.settings = stages.settings
+
+    def start(self, operator: Operator, classified: str, evaluations: list[Mapping[str, object]]) -> TaskState:
+        """Announce the task; a named category beats the classifier, and both are recorded."""
+        named = self.settings.category
+        name = classified if named == "auto" else named
+        task = operator.task
+        self.paid.journal.write(
+            "task_started",
+            task_id=task.task_id,
+            name=task.name,
+            category=name,
+            named=None if named == "auto" else named,
+            classified=classified,
+            facts=encode(operator.facts),
+            contract=encode(task.contract),
+            contract_origin=task.contract_origin,
+            task_hash=task.task_hash,
+        )
+        self.paid.journal.write("classification", task_id=task.task_id, evaluations=evaluations)
+        return TaskState(operator, name, self.settings.categories[name])
+
+    def run(self, state: TaskState) -> None:
+        """Everything up to the end of the plan; raises what the caller must record (waiting, budget, our errors)."""
+        state.baseline = self.paid.timing(state.operator, None)
+        for timing in state.baseline.timings:
+            self.paid.journal.write(
+                "baseline",
+                task_id=state.task_id,
+                who=timing.who,
+                score_kind=timing.score_kind.value,
+                median_us=timing.median_us,
+                lo_us=timing.lo_us,
+                hi_us=timing.hi_us,
+                n=timing.n,
+                floor_us=state.baseline.floor_us,
+                settings=dict(state.baseline.settings),
+                note=state.baseline.note,
+            )
+        self._seeds(state)
+        if state.best is None:
+            self.end(state, "unsolved", "no seed was correct within its repairs")
+            return
+        for name, stage in state.category.stages.items():
+            end = self.stages.run(state, name, stage)
+            if end.exit:
+                self.end(state, "exited", f"{name}: {end.why}")
+                return
+        self.end(state, "done", "all stages ended")
+
+    def _seeds(self, state: TaskState) -> None:
+        search = self.settings.search
+        plan = Plan(SEED, None, (), search.seed_repairs, search.seeds, audit=False, known=len(state.history))
+        found: list[Kernel] = []
+        awaiting = None
+        for sample in range(search.seeds):
+            try:
+                kernel = self.drafter.draft(state, plan, sample)
+            except AwaitingReply as error:
+                # The other seeds do not depend on this reply: their prompts go out in the same run.
+                awaiting = error
+                continue
+            if kernel is not None:
+                found.append(kernel)
+        if awaiting is not None:
+            raise awaiting
+        for kernel in found:
+            self.stages.promote(state, SEED, kernel, audit=False)
+
+    def end(self, state: TaskState, outcome: str, why: str) -> None:
+        """Record the task's result; also called after an error, so that a kernel already found is never lost."""
+        view = state.scores()
+        best = state.best
+        eager = best.measurement.ratio("eager") if best else None
+        self.paid.journal.write(
+            "task_ended",
+            task_id=state.task_id,
+            durable=True,
+            category=state.category_name,
+            outcome=outcome,
+            why=why,
+            best_id=best.candidate_id if best else None,
+            speedup=view.speedup,
+            speedup_lo=eager.lo if eager else None,
+            speedup_hi=eager.hi if eager else None,
+            speedup_fastest=view.speedup_fastest,
+            fastest=view.fastest,
+            headroom=view.headroom,
+            score_kind=view.score_kind.value if view.score_kind else None,
+        )

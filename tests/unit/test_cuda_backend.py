@@ -1,0 +1,187 @@
+"""The CUDA back-end with the GPU, the judge and the clock replaced: what it asks of whom, and how it degrades."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.compose import compose
+from engine.backends import cuda
+from engine.backends.detect import resolve
+from engine.canonical import digest_text
+from engine.errors import MissingError, ProfilerError
+from engine.judging.gpu_state import Gpu
+from engine.records import Contract, Facts, Launch, Mode, Operator, Status, Task, Trace, Verdict
+from profilers.seam import KernelSample
+
+FACTS = Facts(1, 0, 0, 0, 0, 1, 0, 0, 0, None, None, 2e9, 8.6e9, 0.25, "float32", "full")
+TASK = Task("t", "t", "reference source", Contract(), "declared", "hash")
+OPERATOR = Operator(TASK, FACTS)
+TRACE = Trace((Launch("own_kernel", (8, 1, 1), 2, 0.0, 4, 3, False, registers=40),), ())
+SOURCE = """
+import triton
+from triton import jit
+
+@triton.jit
+def first(x): pass
+
+@triton.autotune(configs=[], key=[])
+@triton.jit
+def second(x): pass
+
+@jit
+def third(x): pass
+
+@triton.jit(do_not_specialize=[0])
+def fourth(x): pass
+
+def plain(x): pass
+"""
+
+
+class FakeJudge:
+    def __init__(self, *_):
+        self.asked = []
+        self.closed = False
+
+    def judge(self, operator, source):
+        self.asked.append(source)
+        return Verdict(Status.CORRECT, None, Mode.FALLBACK, "", trace=TRACE)
+
+    def close(self):
+        self.closed = True
+
+
+class FakeNcu:
+    """Stands for the tool: what it answers is set on the class."""
+
+    name = "ncu"
+    reason: str | None = None
+    answer: object = ()
+    jobs: list = []  # noqa: RUF012
+
+    def __init__(self, path, timeout_s, max_launches, launcher):
+        self.launcher = launcher
+
+    def available(self):
+        return self.reason
+
+    def collect(self, job, counters):
+        type(self).jobs.append((job, tuple(counters), self.launcher))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def ncu(monkeypatch):
+    tool = type("Tool", (FakeNcu,), {"jobs": []})
+    monkeypatch.setattr(cuda, "Ncu", tool)
+    return tool
+
+
+@pytest.fixture
+def backend(tmp_path, monkeypatch, ncu):
+    gpu = Gpu(0, "NVIDIA H200", "GPU-1", "580.1")
+    monkeypatch.setattr(cuda, "find_gpu", lambda ordinal: gpu)
+    monkeypatch.setattr(cuda, "JudgeClient", FakeJudge)
+    monkeypatch.setattr(cuda, "lock_path", lambda uuid: tmp_path / "lock")
+    with cuda.CudaBackend(compose("cuda", {}), Path(), tmp_path) as opened:
+        yield opened
+
+
+def test_the_device_names_everything_results_depend_on(backend):
+    device = backend.device
+    assert (device.backend, device.name) == ("cuda", "NVIDIA H200")
+    assert device.facts.keys() == {"torch", "triton", "numpy", "python", "driver", "judge"}
+    assert device.hardware["dram_gbps"] > 0
+
+
+def test_a_profile_asks_for_the_stages_counters_and_the_candidates_kernels_only(backend, ncu):
+    ncu.answer = (KernelSample("own_kernel", 10.0, {"lts__t_sector_hit_rate.pct": 50.0}),)
+    (hits,) = backend.profile(OPERATOR, SOURCE, ["l2_hit_pct"])
+    ((job, counters, launcher),) = ncu.jobs
+    assert (hits.value, hits.source, hits.confidence) == (50.0, "ncu", 1.0)
+    assert counters == ("lts__t_sector_hit_rate.pct",)
+    assert job.kernels == ("own_kernel",)
+    assert "engine.judging.confined" in launcher
+    assert "engine.judging.profile_run" in job.command
+    assert (Path(job.cwd) / "engine" / "judging" / "profile_run.py").is_file()
+    assert "reference source" in Path(job.command[-1]).read_text()
+
+
+def test_the_reference_is_profiled_with_all_its_kernels_and_no_launch_record(backend, ncu):
+    ncu.answer = (KernelSample("anything", 10.0, {}),)
+    (launches,) = backend.profile(OPERATOR, None, ["launches"])
+    assert ncu.jobs == []
+    assert launches.value is None
+    assert "no launch record" in launches.note
+    (headroom,) = backend.profile(OPERATOR, None, ["headroom"])
+    assert headroom.value == pytest.approx(10.0 / 2000.0)
+    assert ncu.jobs[0][0].kernels == ()
+
+
+@pytest.mark.parametrize(
+    ("reason", "answer", "note"),
+    [
+        pytest.param("ncu is not on PATH", (), "not on PATH", id="absent"),
+        pytest.param(None, ProfilerError("may not read", hint="ask"), "may not read; ask", id="forbidden"),
+    ],
+)
+def test_without_counters_the_ladder_goes_on_and_says_why(backend, ncu, reason, answer, note):
+    ncu.reason, ncu.answer = reason, answer
+    hits, registers, launches = backend.profile(OPERATOR, SOURCE, ["l2_hit_pct", "registers", "launches"])
+    assert hits.value is None
+    assert note in hits.note
+    assert (registers.value, registers.source) == (40.0, "static")
+    assert (launches.value, launches.source, launches.confidence) == (2.0, "trace", 1.0)
+
+
+def test_headroom_comes_from_the_profilers_durations(backend, ncu):
+    ncu.answer = (KernelSample("own_kernel", 2000.0, {"gpu__time_duration.sum": 2e6}),) * 2
+    headroom, time_us = backend.profile(OPERATOR, SOURCE, ["headroom", "time_us"])
+    assert time_us.value == pytest.approx(4000.0)
+    assert headroom.value == pytest.approx(2.0)
+
+
+def test_the_launch_record_is_taken_from_the_verdict_and_made_again_after_a_resume(backend, ncu):
+    backend.judge(OPERATOR, SOURCE)
+    backend.profile(OPERATOR, SOURCE, ["launches"])
+    assert backend._judge.asked == [SOURCE]
+    backend.profile(OPERATOR, "another", ["launches"])
+    assert backend._judge.asked == [SOURCE, "another"]
+    assert set(backend._traces) == {digest_text(SOURCE), digest_text("another")}
+
+
+def test_a_profiler_that_is_not_known_here_is_noted(backend):
+    declared = backend._backend
+    extra = {"msprof": declared.profilers["trace"]}
+    backend._backend = replace(declared, profilers=extra)
+    metric = next(iter(backend._settings.metrics.values()))
+    spelled = replace(metric, spellings={"msprof": next(iter(metric.spellings.values()))})
+    backend._settings = replace(backend._settings, metrics={"m": spelled})
+    (value,) = backend.profile(OPERATOR, SOURCE, ["m"])
+    assert "no such profiler" in value.note
+
+
+def test_kernels_are_named_by_the_record_or_else_by_their_decorator():
+    assert cuda.kernel_names(SOURCE, TRACE) == ("own_kernel",)
+    assert cuda.kernel_names(SOURCE, None) == ("first", "second", "third", "fourth")
+
+
+def test_leaving_ends_the_judge(backend):
+    backend.__exit__(None, None, None)
+    assert backend._judge.closed
+
+
+def test_no_gpu_is_missing_with_a_remedy(tmp_path, monkeypatch):
+    def absent(name):
+        raise OSError
+
+    monkeypatch.setattr("engine.judging.gpu_state.ctypes.CDLL", absent)
+    with pytest.raises(MissingError, match="no CUDA driver") as caught:
+        cuda.CudaBackend(compose("cuda", {}), Path(), tmp_path)
+    assert "backend=cpu" in caught.value.hint
+    assert (resolve("auto"), resolve("cuda"), resolve("other")) == ("cpu", "cuda", "other")

@@ -1,0 +1,196 @@
+"""Append-only events: numbering, resume without doubled rows, torn lines, one writer."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.errors import StoreError
+from engine.journal import ENVELOPE, EVENTS, Journal, read_events, whole_lines
+from engine.store.tables import TABLES
+
+ROOT = Path(__file__).resolve().parents[2]
+NOT_IN_TABLES = {"v", "kind", "expected"}
+WAITING = {"where": "box/out"}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run" / "events.jsonl"
+
+
+def test_an_event_has_the_envelope_first(path):
+    journal = Journal(path, "r1")
+    event = journal.write("waiting", task_id="a", stage="s", where="x", extra=[1])
+    journal.close()
+    assert tuple(event)[:7] == ENVELOPE
+    assert (event["v"], event["run_id"], event["seq"], event["kind"]) == (1, "r1", 0, "waiting")
+    assert (event["task_id"], event["stage"], event["where"], event["extra"]) == ("a", "s", "x", [1])
+    assert read_events(path) == [event]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "words"),
+    [("wating", WAITING, "unknown kind of event 'wating'"), ("waiting", {}, "lacks the fields where")],
+)
+def test_wrong_events_are_bugs(path, kind, fields, words):
+    journal = Journal(path, "r1")
+    with pytest.raises(ValueError, match=words):
+        journal.write(kind, **fields)
+    journal.close()
+    assert read_events(path) == []
+
+
+def test_resume_writes_no_event_twice_but_shows_it_again(path):
+    with_first = Journal(path, "r1")
+    stored = with_first.write("waiting", task_id="a", where="x")
+    with_first.close()
+    seen = []
+    again = Journal(path, "r1", listeners=(seen.append,))
+    assert again.write("waiting", task_id="a", where="x") == stored
+    other = again.write("waiting", task_id="b", where="x")
+    again.close()
+    assert seen == [stored, other]
+    assert [event["seq"] for event in read_events(path)] == [0, 1]
+
+
+def test_a_torn_last_line_is_cut(path):
+    journal = Journal(path, "r1")
+    journal.write("waiting", task_id="a", where="x")
+    journal.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[: len(whole) // 2])
+    assert len(read_events(path)) == 1
+    journal = Journal(path, "r1")
+    assert path.read_bytes() == whole
+    journal.write("waiting", task_id="b", where="x")
+    journal.close()
+    assert [event["seq"] for event in read_events(path)] == [0, 1]
+
+
+@pytest.mark.parametrize("tail", [b"\x00\x00\x00\n", b'{"v": 1}\n', b"[]\n"], ids=["zeros", "no event", "list"])
+def test_a_last_line_of_garbage_is_cut(path, tail):
+    journal = Journal(path, "r1")
+    journal.write("waiting", task_id="a", where="x")
+    journal.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole + tail)
+    Journal(path, "r1").close()
+    assert path.read_bytes() == whole
+
+
+def test_damage_in_the_middle_is_an_error_with_its_line(path):
+    journal = Journal(path, "r1")
+    for name in "abc":
+        journal.write("waiting", task_id=name, where="x")
+    journal.close()
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"{broken\n" + lines[2])
+    for use in (lambda: read_events(path), lambda: Journal(path, "r1")):
+        with pytest.raises(StoreError, match="line 2: expected an event"):
+            use()
+
+
+def test_a_foreign_run_or_version_is_refused(path):
+    Journal(path, "r1").close()
+    journal = Journal(path, "r1")
+    journal.write("waiting", where="x")
+    journal.close()
+    with pytest.raises(StoreError, match="expected events of run r2, found run r1"):
+        Journal(path, "r2")
+    path.write_text(path.read_text().replace('"v":1', '"v":9'))
+    with pytest.raises(StoreError, match="version 1, found 9"):
+        read_events(path)
+
+
+def test_one_writer_at_a_time(path):
+    journal = Journal(path, "r1")
+    with pytest.raises(StoreError, match="another process is writing"):
+        Journal(path, "r1")
+    journal.close()
+    Journal(path, "r1").close()
+
+
+def test_no_journal(path):
+    with pytest.raises(StoreError, match="no journal"):
+        read_events(path)
+
+
+def test_values_no_reader_takes_are_replaced(path):
+    journal = Journal(path, "r1")
+    event = journal.write("waiting", where="a\ud800b\0c", numbers=(1.5, float("nan"), {"x": float("-inf")}))
+    repeated = journal.write("waiting", where="a\ud800b\0c", numbers=(1.5, float("nan"), {"x": float("-inf")}))
+    journal.close()
+    assert event == repeated == read_events(path)[0]
+    assert event["numbers"] == [1.5, None, {"x": None}]
+    assert event["where"] == "a?b\ufffdc"
+
+
+def test_durable_events_are_synced(path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(path.read_bytes().count(b"\n")))
+    journal = Journal(path, "r1")
+    journal.write("waiting", where="x")
+    assert synced == []
+    assert path.read_bytes().count(b"\n") == 1
+    journal.write("waiting", where="y", durable=True)
+    assert synced == [2]
+    journal.close()
+
+
+def test_a_killed_writer_loses_nothing_that_was_written(path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from engine.journal import Journal\n"
+        "journal = Journal(Path(sys.argv[1]), 'r1')\n"
+        "for n in range(50): journal.write('waiting', where=str(n))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, timeout=60)
+    assert done.returncode == -9
+    assert [event["where"] for event in read_events(path)] == [str(n) for n in range(50)]
+    Journal(path, "r1").close()
+
+
+@pytest.mark.parametrize(("data", "expected"), [(b"", b""), (b"a", b""), (b"a\nb", b"a\n"), (b"a\n", b"a\n")], ids=repr)
+def test_whole_lines(data, expected):
+    assert whole_lines(data) == expected
+
+
+def documented() -> dict[str, tuple[set[str], str]]:
+    """Kind -> (fields, table) as docs/journal.md has them: rows of the form | `kind` | `a` `b` | `table` |."""
+    rows = {}
+    for line in (ROOT / "docs" / "journal.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if line.startswith("| `") and len(cells) == 4:
+            rows[cells[0].strip("`")] = (set(re.findall(r"`(\w+)`", cells[1])), cells[2].strip("`"))
+    return rows
+
+
+def test_the_document_lists_exactly_the_kinds_and_fields():
+    assert {kind: fields for kind, (fields, _) in documented().items()} == {k: set(f) for k, f in EVENTS.items()}
+
+
+def test_the_document_names_the_table_of_every_kind():
+    taken = {kind: table.name for table in TABLES for kind in table.kinds}
+    assert {kind: table for kind, (_, table) in documented().items()} == taken
+    assert set(taken) == set(EVENTS)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_tables_read_only_fields_that_events_have(table):
+    fields = {*ENVELOPE, *(field for kind in table.kinds for field in EVENTS[kind])}
+    assert {column.field for column in table.columns} <= fields
+    assert fields - {column.field for column in table.columns} <= NOT_IN_TABLES
+
+
+def test_the_version_is_a_number_in_every_line(path):
+    journal = Journal(path, "r1")
+    journal.write("waiting", where="x")
+    journal.close()
+    assert json.loads(path.read_text())["v"] == 1
