@@ -101,9 +101,11 @@ def round_mantissa(value: torch.Tensor, bits: int, *, cut: bool = False) -> torc
     """fp32 values with `bits` explicit mantissa bits, rounded to nearest even or cut off; NaN and infinities stay."""
     drop = 23 - bits
     raw = value.detach().contiguous().view(torch.int32)
-    odd = (raw >> drop) & 1
-    add = 0 if cut else ((1 << (drop - 1)) - 1) + odd
-    rounded = ((raw + add) >> drop) << drop
+    if cut:
+        rounded = raw & -(1 << drop)
+    else:
+        odd = (raw >> drop) & 1
+        rounded = (raw + odd + ((1 << (drop - 1)) - 1)) & -(1 << drop)
     return torch.where(torch.isfinite(value), rounded.view(torch.float32), value)
 
 

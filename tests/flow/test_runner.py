@@ -226,6 +226,19 @@ def test_waiting_sends_all_independent_prompts_and_continues(go):
     assert of(events, "task_ended")[0]["outcome"] == "done"
 
 
+def test_siblings_do_not_see_each_other_so_their_prompts_can_go_out_at_once(go):
+    replies = {
+        **FAST_STAGES,
+        "seed.seed.0.0": kernel(reason="shape"),
+        "seed.repair.1.0": kernel(reason="dtype"),
+        "seed.repair.2.0": kernel(us=150),
+        "seed.seed.0.1": kernel(us=200),
+    }
+    _, _, llm = go(replies, "search.seeds=2", "search.seed_repairs=2")
+    assert "the fake judge says" not in llm.prompts["seed.seed.0.1"]
+    assert "the fake judge says shape" in llm.prompts["seed.repair.2.0"]
+
+
 def test_repeating_a_finished_run_pays_nothing_and_adds_no_event(go):
     events, _, _ = go(FAST_STAGES)
     again, outcome, llm = go(FAST_STAGES)
