@@ -236,6 +236,8 @@ class LimitSettings:
 class JudgeSettings:
     precision: Precision
     host_ops: Literal["none", "library", "any"]
+    min_kernel_share: Share
+    """Least share of the operator, by the reference's FLOPs or bytes, that is left to kernels under `library`."""
     suites: tuple[Suite, ...]
     seeds: Positive
     """Draws of inputs and parameters per suite and variant."""

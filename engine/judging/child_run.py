@@ -1,8 +1,8 @@
 """Runs a candidate, call by call as the judge asks: on the CPU in Triton's interpreter, or on a CUDA device.
 
 Commands (JSON): `load` {source, init, params, seed, device, target, tf32} imports and builds; `call` {id, program,
-seed, suite, params_seed, poison, guard, count_ops} runs forward() and holds its outputs; `collect` {ids} writes the
-held outputs as raw files.
+seed, suite, params_seed, poison, guard, count_ops} runs forward() and holds its outputs; `repeat` {program, seed,
+suite, count, seconds} runs it again and again and holds nothing; `collect` {ids} writes the held outputs as raw files.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from engine.canonical import Json
 from engine.codec import decode
@@ -39,6 +40,7 @@ class RunState:
     kept: dict[str, torch.Tensor] = field(default_factory=dict)
     held: dict[str, Any] = field(default_factory=dict)
     launches: Counter[str] = field(default_factory=Counter)
+    tuning: bool = False
 
     def mode(self, pattern: str | None = None, *, guard: bool = False) -> pretend.Pretend:
         # The interpreter checks every access itself.
@@ -71,16 +73,35 @@ def load(state: RunState, message: Json) -> Json:
 
 
 def _count_launches(state: RunState) -> None:
+    """Count the candidate's kernels that really start: launched without an exception, on a grid that is not empty, and
+    not as a trial of autotuning, whose torch operations are not the candidate's either."""
+    from triton.runtime.autotuner import Autotuner
     from triton.runtime.jit import JITFunction
 
-    launch = JITFunction.run
+    launch, trial = JITFunction.run, Autotuner._bench
 
-    def counted(self: Any, *args: Any, warmup: bool, **kwargs: Any) -> Any:
-        if not warmup and getattr(self.fn, "__module__", "") == child.MODULE:
+    def counted(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        extents = [grid]
+
+        def evaluated(arguments: Any) -> Any:
+            extents[0] = grid(arguments)
+            return extents[0]
+
+        result = launch(self, *args, grid=evaluated if callable(grid) else grid, warmup=warmup, **kwargs)
+        own = getattr(self.fn, "__module__", "") == child.MODULE
+        if own and not warmup and not state.tuning and all(size >= 1 for size in extents[0]):
             state.launches.update([self.__name__])
-        return launch(self, *args, warmup=warmup, **kwargs)
+        return result
 
-    JITFunction.run = counted
+    def unrecorded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        state.tuning = True
+        try:
+            with _disable_current_modes():
+                return trial(self, *args, **kwargs)
+        finally:
+            state.tuning = False
+
+    JITFunction.run, Autotuner._bench = counted, unrecorded
 
 
 def _kept_values(state: RunState) -> dict[str, torch.Tensor]:
@@ -127,6 +148,21 @@ def call(state: RunState, message: Json) -> Json:
     }
 
 
+def repeat(state: RunState, message: Json) -> Json:
+    """Up to `count` calls on one other draw of inputs within about `seconds`, at least one; nothing is kept."""
+    program = Program(tuple(message["program"]["steps"]), message["program"]["result"])
+    inputs = replay(program, state.device, message["seed"], message["suite"])
+    ends = time.perf_counter() + message["seconds"]
+    calls = 0
+    with torch.no_grad(), state.mode():
+        while calls == 0 or (calls < message["count"] and time.perf_counter() < ends):
+            state.model(*inputs)
+            calls += 1
+            if state.device != "cpu":
+                torch.cuda.synchronize()
+    return {"calls": calls}
+
+
 def _same(old: torch.Tensor, new: torch.Tensor) -> bool:
     if old.shape != new.shape or old.dtype != new.dtype:
         return False
@@ -171,7 +207,7 @@ def _give_back(state: RunState) -> None:
         torch.cuda.empty_cache()
 
 
-HANDLERS = {"load": load, "call": call, "collect": collect}
+HANDLERS = {"load": load, "call": call, "repeat": repeat, "collect": collect}
 
 
 def main(channel: Channel, layers: tuple[str, ...]) -> None:

@@ -19,6 +19,7 @@ from engine.canonical import Json
 from engine.errors import EngineError
 from engine.judging.gpu_clock import set_count
 from engine.records import Precision
+from engine.tasks.form import split_init
 
 DEVICE = "cuda"
 MESSAGE_CHARS = 2000
@@ -78,14 +79,15 @@ def device_inputs(task: ModuleType, seed: int) -> list[Any]:
 
 
 def build_model(task: ModuleType, owner: ModuleType, name: str, seed: int) -> torch.nn.Module:
-    """`owner.name(*get_init_inputs())` on the GPU in evaluation mode, as it is judged.
+    """`owner.name` built from `get_init_inputs()` on the GPU in evaluation mode, as it is judged.
 
     Built outside inference mode, because the compiler refuses some parameters that were made inside it.
     """
     torch.manual_seed(seed)
     with torch.inference_mode(False), torch.device(DEVICE):
-        arguments = [_on_device(value) for value in task.get_init_inputs()]
-        model: torch.nn.Module = getattr(owner, name)(*arguments)
+        arguments, keywords = split_init(task.get_init_inputs())
+        named = {key: _on_device(value) for key, value in keywords.items()}
+        model: torch.nn.Module = getattr(owner, name)(*map(_on_device, arguments), **named)
     return model.to(DEVICE).eval()
 
 

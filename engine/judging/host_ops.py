@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -241,14 +240,18 @@ LIBRARY = PLAIN | frozenset(
         "_scaled_dot_product_efficient_attention",
         "_scaled_dot_product_fused_attention_overrideable",
         "_scaled_dot_product_attention_math",
+        # What a CUDA device runs where the trace on fake tensors has a decomposition or another spelling.
+        "_scaled_dot_product_cudnn_attention",
+        "cudnn_batch_norm",
+        "_fused_rms_norm",
+        "_cudnn_rnn",
+        "_thnn_fused_gru_cell",
+        "_thnn_fused_lstm_cell",
     ]
 )
 """
-    `library`: these too, as long as kernels keep a share of the operator's work (`kernel_share`).
+    `library`: these too, as long as kernels keep a share of the operator's work (`policy.kernel_share`).
     """
-
-MIN_KERNEL_SHARE = 0.1
-"""Least share of the reference's FLOPs or bytes that must not be done by host operations under `library`."""
 
 
 def short_name(func: Any) -> str:
@@ -267,20 +270,6 @@ def allowed(name: str, policy: str) -> bool:
     library, _, operation = name.partition(".")
     known = PLAIN if policy == "none" else LIBRARY
     return library in ("aten", "prim") and (operation in known or operation.removesuffix("_") in known)
-
-
-def kernel_share(host: Sequence[HostOp], reference: Sequence[HostOp]) -> float:
-    """Share of the reference's work, by FLOPs or bytes, whichever is larger, that host operations do not cover."""
-
-    def share(done: float, whole: float) -> float:
-        return 1.0 - min(1.0, done / whole) if whole > 0 else 0.0
-
-    mine = [op for op in host if op.compute]
-    whole = [op for op in reference if op.compute]
-    return max(
-        share(sum(op.flops for op in mine), sum(op.flops for op in whole)),
-        share(sum(op.bytes for op in mine), sum(op.bytes for op in whole)),
-    )
 
 
 class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -165,7 +165,9 @@ class Judge:
         if compile_error is not None:
             reason = Reason.RESOURCES if compile_error["resources"] else Reason.COMPILE
             raise Stop(Failure(Status.FAILED, reason, str(compile_error["message"])), "full")
-        problem = policy_problem(found.trace.launch_count, found.trace.host_ops, host_ops, full.host_ops)
+        problem = policy_problem(
+            found.trace.launch_count, found.trace.host_ops, host_ops, full.work, self.settings.min_kernel_share
+        )
         if problem is not None:
             raise Stop(problem, "full")
 

@@ -200,15 +200,17 @@ def _position(index: int, shape: torch.Size) -> str:
 def precision_class(
     rms_error: float, own_rms: float, tolerance: Tolerance, tf32_rms: float, reduced_rms: float
 ) -> str | None:
-    """What arithmetic an error looks like: ieee, bf16x3, tf32 or reduced by the rms error of emulated operands (within
-    a factor of 3), loose up to `admit` times PyTorch's own (a cruder formula), exact without any error, None for an
-    error that no arithmetic explains."""
+    """What arithmetic an error looks like: exact without any, ieee within limits, loose up to `admit` times PyTorch's
+    own (a cruder formula or order of summation), bf16x3, tf32 or reduced by the rms error of emulated operands (within
+    a factor of 3), None for an error that no arithmetic explains."""
     if rms_error == 0.0:
         return "exact"
     if rms_error <= tolerance.rms * own_rms:
         return "ieee"
+    if rms_error <= tolerance.admit * own_rms:
+        return "loose"
     if tf32_rms > 0 and rms_error <= 3.0 * tf32_rms:
         return "tf32" if rms_error > tf32_rms / 8.0 else "bf16x3"
     if reduced_rms > 0 and rms_error <= 3.0 * reduced_rms:
         return "reduced"
-    return "loose" if rms_error <= tolerance.admit * own_rms else None
+    return None

@@ -3,11 +3,97 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from engine.canonical import Json
-from engine.judging.host_ops import MIN_KERNEL_SHARE, allowed, from_json, kernel_share
+from engine.judging.host_ops import allowed, from_json
 from engine.judging.messages import Failure
 from engine.records import HostOp, Launch, Reason, Status, Trace
+
+_GELU, _NORM, _SOFTMAX, _ATTENTION, _RECURRENT = "gelu", "norm", "softmax", "attention", "rnn"
+_FAMILIES: Mapping[str, str] = {
+    "gelu": _GELU,
+    "silu": "silu",
+    "mish": "mish",
+    "elu": "elu",
+    "softplus": "softplus",
+    "hardswish": "hardswish",
+    "hardsigmoid": "hardsigmoid",
+    "softmax": _SOFTMAX,
+    "_softmax": _SOFTMAX,
+    "_log_softmax": _SOFTMAX,
+    "logsumexp": _SOFTMAX,
+    "native_layer_norm": _NORM,
+    "native_group_norm": _NORM,
+    "native_batch_norm": _NORM,
+    "_native_batch_norm_legit_no_training": _NORM,
+    "cudnn_batch_norm": _NORM,
+    "_fused_rms_norm": _NORM,
+    "_cudnn_rnn": _RECURRENT,
+    "_thnn_fused_gru_cell": _RECURRENT,
+    "_thnn_fused_lstm_cell": _RECURRENT,
+}
+_PRODUCTS = frozenset(
+    ["mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "dot", "mv", "addmv", "convolution", "_convolution"]
+)
+_ELEMENTWISE = frozenset(
+    [
+        *("add", "sub", "rsub", "mul", "div", "neg", "abs", "pow", "square", "sqrt", "rsqrt", "reciprocal"),
+        *("exp", "log", "sin", "cos", "tanh", "sigmoid", "erf", "floor", "ceil", "round", "sign", "floor_divide"),
+        *("maximum", "minimum", "clamp", "clamp_min", "clamp_max", "relu", "leaky_relu", "hardtanh"),
+        *("addcmul", "addcdiv", "remainder"),
+    ]
+)
+"""Arithmetic whose result is as large as what it reads, unlike a reduction, a product or a data movement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the reference itself does at one variant. `compulsory`: bytes of inputs, parameters and outputs, once."""
+
+    ops: tuple[HostOp, ...]
+    compulsory: float
+
+
+def _operation(op: HostOp) -> str:
+    name = op.name.partition(".")[2]
+    return name.rstrip("_")
+
+
+def _family(op: HostOp) -> str | None:
+    """Which fused form of the library an operation is, None for a basic one; spellings of one form are one family."""
+    name = _operation(op)
+    return _ATTENTION if name.startswith("_scaled_dot_product") else _FAMILIES.get(name)
+
+
+def kernel_share(host: Sequence[HostOp], own: Work) -> float:
+    """Share of the operator that host operations leave to kernels.
+
+    By the reference's own FLOPs or bytes, whichever is larger. A reference that is a formula of basic operations counts
+    bytes that no fused form needs, so there elementwise host operations are compared with the compulsory bytes as well:
+    reading all inputs and writing tensors as large as the outputs leaves nothing.
+    """
+
+    def share(done: float, whole: float) -> float:
+        return 1.0 - min(1.0, done / whole) if whole > 0 else 0.0
+
+    mine = [op for op in host if op.compute]
+    whole = [op for op in own.ops if op.compute]
+    left = max(
+        share(sum(op.flops for op in mine), sum(op.flops for op in whole)),
+        share(sum(op.bytes for op in mine), sum(op.bytes for op in whole)),
+    )
+    if all(_operation(op) not in _PRODUCTS and _family(op) is None for op in whole) and own.compulsory > 0:
+        elementwise = sum(op.bytes for op in mine if _operation(op) in _ELEMENTWISE)
+        left = min(left, share(elementwise, own.compulsory))
+    return left
+
+
+def goes_beyond(real: Sequence[HostOp], traced: Sequence[HostOp], *, same_size: bool) -> bool:
+    """Whether a run computed outside its kernels what its trace does not have: another operation, or, at the traced
+    size, more of one."""
+    known = {op.name: op.bytes for op in traced}
+    return any(op.compute and (op.name not in known or (same_size and op.bytes > 1.01 * known[op.name])) for op in real)
 
 
 def trace_from(answer: Mapping[str, Json]) -> tuple[Trace, tuple[str, ...]]:
@@ -39,12 +125,13 @@ def _optional(value: Json) -> int | None:
 
 
 def policy_problem(
-    launches: int, host_ops: Sequence[HostOp], policy: str, reference_ops: Sequence[HostOp]
+    launches: int, host_ops: Sequence[HostOp], policy: str, own: Work, min_share: float
 ) -> Failure | None:
     """Why a record is refused under none, library or any; None when it is not.
 
-    Under `library`, kernels must keep a share of the operator: what host operations do is compared with what the
-    reference's own operations do, by FLOPs and by bytes, so a kernel that only copies a library's result is refused.
+    Under `library`, fused forms (GELU, norms, softmax, attention) are allowed only where the reference uses them, and
+    kernels must keep `min_share` of the operator, so a kernel that only copies a library's result is refused. A
+    reference whose operations are unknown bounds neither.
     """
     if launches == 0:
         text = "forward() launches no Triton kernel of this file"
@@ -56,14 +143,22 @@ def policy_problem(
             "Compute them inside a Triton kernel."
         )
         return Failure(Status.REJECTED, Reason.HOST_OP, text)
-    if policy != "library" or not reference_ops:
+    if policy != "library" or not own.ops:
         return None
-    share = kernel_share(host_ops, reference_ops)
-    if share < MIN_KERNEL_SHARE:
+    known = {_family(op) for op in own.ops}
+    fused = sorted({op.name for op in host_ops if _family(op) not in known | {None}})
+    if fused:
+        text = (
+            f"forward() runs fused torch operations that the reference does not use: {', '.join(fused)}. "
+            "Compute them inside a Triton kernel."
+        )
+        return Failure(Status.REJECTED, Reason.HOST_OP, text)
+    share = kernel_share(host_ops, own)
+    if share < min_share:
         done = ", ".join(sorted({op.name for op in host_ops if op.compute}))
         text = (
             f"torch does the operator's work ({done}); kernels keep {100 * share:.0f} % of it, at least "
-            f"{100 * MIN_KERNEL_SHARE:.0f} % is required. Compute it inside a Triton kernel."
+            f"{100 * min_share:.0f} % is required. Compute it inside a Triton kernel."
         )
         return Failure(Status.REJECTED, Reason.HOST_OP, text)
     return None

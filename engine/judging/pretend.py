@@ -170,6 +170,8 @@ def answer_as_cuda() -> None:
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
+    # A CUDA build would pack the weights of nn.GRU and its kin with cuDNN as soon as they answer as CUDA.
+    torch.backends.cudnn.is_acceptable = lambda tensor: False
 
 
 def answer_on_fake_tensors() -> None:

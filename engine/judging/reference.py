@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from engine.canonical import Json
 from engine.judging.inputs import (
     ParamSpec,
     Program,
@@ -23,6 +24,7 @@ from engine.judging.inputs import (
     replay,
 )
 from engine.records import Precision
+from engine.tasks.form import split_init
 
 WIDE = torch.float64
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
@@ -172,14 +174,6 @@ class _default_dtype:
         torch.set_default_dtype(self.before)
 
 
-def split_init(init_inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """Positional and keyword arguments: KernelBench also writes `[[args], {kwargs}]`."""
-    items = list(init_inputs)
-    if len(items) == 2 and isinstance(items[0], (list, tuple)) and isinstance(items[1], dict):
-        return tuple(items[0]), items[1]
-    return tuple(items), {}
-
-
 def fill_parameters(
     model: torch.nn.Module,
     specs: tuple[ParamSpec, ...],
@@ -228,6 +222,18 @@ def tree_of(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return {"list" if isinstance(value, list) else "tuple": [tree_of(item) for item in value]}
     return None if value is None else type(value).__name__
+
+
+def tree_text(tree: Json) -> str:
+    """What `tree_of` returned, in words."""
+    if tree == "t":
+        return "a tensor"
+    if isinstance(tree, dict):
+        ((kind, items),) = tree.items()
+        if kind == "map":
+            return "a dict of " + ", ".join(items)
+        return f"a {kind} of {len(items)}: " + ", ".join(tree_text(item) for item in items)
+    return str(tree)
 
 
 def leaves(value: Any) -> list[torch.Tensor]:

@@ -15,6 +15,7 @@ from engine.judging.child import encode_plain
 from engine.judging.host_ops import OpRecorder
 from engine.judging.inputs import Program, UnsupportedTask, replay
 from engine.judging.numerics import SMALL, ReferenceError, reference_error
+from engine.judging.policy import Work
 from engine.judging.reference import (
     MANTISSA,
     Reference,
@@ -23,10 +24,10 @@ from engine.judging.reference import (
     leaves,
     load_namespace,
     record_inputs,
-    split_init,
     tree_of,
 )
-from engine.records import HostOp, Precision, Task
+from engine.records import Precision, Task
+from engine.tasks.form import split_init
 from engine.tasks.variants import apply_variant
 
 FULL = "full"
@@ -45,7 +46,7 @@ class Full:
 
     init: Json
     program: Program
-    host_ops: tuple[HostOp, ...]
+    work: Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +121,25 @@ def _full_variant(task: Task) -> Full:
     namespace = load_namespace(task.source)
     program, init_inputs = record_inputs(namespace)
     arguments, keywords = split_init(init_inputs)
-    ops = OpRecorder()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             inputs = replay(program, "cpu", 0, "nominal")
             model = namespace["Model"](*arguments, **keywords).eval()
-            with ops:
-                model(*inputs)
+            work = work_of(model, inputs)
     except (RuntimeError, NotImplementedError, TypeError):
         # A reference that fake tensors cannot follow (data-dependent Python) still can be run; its share is unknown.
-        ops = OpRecorder()
-    return Full(init_json(init_inputs), program, ops.ops())
+        work = Work((), 0.0)
+    return Full(init_json(init_inputs), program, work)
+
+
+def work_of(model: torch.nn.Module, inputs: Any) -> Work:
+    """What one call of the reference does."""
+    recorder = OpRecorder()
+    # Before the call, which may write into them.
+    tensors = [*leaves(inputs), *model.state_dict().values()]
+    with torch.no_grad(), recorder:
+        tensors += leaves(model(*inputs))
+    return Work(recorder.ops(), float(sum(tensor.numel() * tensor.element_size() for tensor in tensors)))
 
 
 def init_json(init_inputs: Any) -> Json:

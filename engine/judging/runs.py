@@ -12,15 +12,16 @@ import torch
 from engine.canonical import Json
 from engine.codec import encode
 from engine.judging.children import Child
-from engine.judging.host_ops import OpRecorder, from_json
+from engine.judging.host_ops import from_json
 from engine.judging.inputs import UnsupportedTask, derive_seed, replay
 from engine.judging.judge import Findings, Judge, Stop, ask
 from engine.judging.messages import Failure, failure_of, is_memory, state_problem
 from engine.judging.numerics import Comparison, compare, precision_class, scale_of
-from engine.judging.policy import policy_problem
-from engine.judging.references import FULL, Expected, emulated_error, expected, init_json, state_shapes
+from engine.judging.policy import goes_beyond, policy_problem
+from engine.judging.reference import tree_text
+from engine.judging.references import FULL, Expected, emulated_error, expected, init_json, state_shapes, work_of
 from engine.judging.wire import ChannelClosed, read_parts
-from engine.records import CheckResult, HostOp, Precision, Reason, Status, Task
+from engine.records import CheckResult, Precision, Reason, Status, Task
 from engine.settings import Tolerance
 
 SLOW_CALL_S = 4.0
@@ -30,11 +31,16 @@ LARGE_OUTPUT_BYTES = 1 << 29
 """Above this size of one result only the first suite is run on the variant, and other poison only if there is no
 other variant: each result costs a copy to the host and a pass in fp64."""
 
+UNJUDGED = {"cpu": (1, 3), "cuda": (32, 96)}
+"""Least and most calls that nobody looks at, made between two judged ones: a result that goes wrong after some number
+of calls shows in the next. Few in the interpreter, where each may take a second."""
+UNJUDGED_S = 0.5
+
 _HINTS = {
     "tf32": ' Its error is that of TF32 operands: fp32 products need tl.dot(..., input_precision="ieee").',
     "bf16x3": " Its error is that of split low-precision operands.",
     "reduced": " Its error is that of 16-bit operands: keep fp32 data in fp32.",
-    "loose": " A cruder formula than PyTorch's: use the library's function, or one without cancellation.",
+    "loose": " Its formula or its order of summation is cruder than PyTorch's.",
 }
 
 
@@ -79,8 +85,9 @@ class VariantRun:
         elif slowest > SLOW_CALL_S:
             self.found.remark(f"{self.variant}: a call takes {slowest:.0f} s here, further suites were left out")
         else:
-            for pair in usable:
-                self._perform([pair], count_ops=False)
+            self._unjudged_calls()
+            for number, pair in enumerate(usable):
+                self._perform([pair], count_ops=number == 0, late=True)
         if not large or len(self.judge.references.variants(self.task)) == 1:
             self._with_other_poison(first)
 
@@ -138,17 +145,32 @@ class VariantRun:
         if problem is not None:
             raise Stop(Failure(Status.FAILED, Reason.STATE_MISMATCH, problem), self.variant)
 
-    def _perform(self, pairs: Sequence[tuple[Call, Expected]], *, count_ops: bool) -> float:
+    def _unjudged_calls(self) -> None:
+        """Calls in a number that the candidate cannot know, on inputs that no judged call has."""
+        least, most = UNJUDGED[torch.device(self.judge.place.device).type]
+        draw = derive_seed(self.found.seed, self.variant, "unjudged")
+        message = {
+            "op": "repeat",
+            "program": encode(self.reference.inputs),
+            "seed": draw,
+            "suite": "nominal",
+            "count": least + draw % (most - least + 1),
+            "seconds": UNJUDGED_S,
+        }
+        answer = self._ask(message, f"in repeated calls of forward() (variant {self.variant})")
+        self._stop_on_error(answer, f"repeated calls of forward() (variant {self.variant})", None)
+
+    def _perform(self, pairs: Sequence[tuple[Call, Expected]], *, count_ops: bool, late: bool = False) -> float:
         slowest = 0.0
         for number, (call, _) in enumerate(pairs):
-            answer = self._forward(call, count_ops=count_ops and number == 0)
+            answer = self._forward(call, count_ops=count_ops and number == 0, late=late)
             slowest = max(slowest, float(self._field(answer, "wall_s", (int, float))))
         outputs = self._collect([call.name for call, _ in pairs], pairs[-1][0].suite)
         for call, result in pairs:
             self._check(call, outputs[call.name], result)
         return slowest
 
-    def _forward(self, call: Call, *, count_ops: bool) -> Mapping[str, Json]:
+    def _forward(self, call: Call, *, count_ops: bool, late: bool = False) -> Mapping[str, Json]:
         message = {
             "op": "call",
             "id": call.name,
@@ -171,26 +193,26 @@ class VariantRun:
             text = f"a kernel wrote outside its tensors (variant {self.variant}). A mask or an index is wrong."
             raise Stop(Failure(Status.FAILED, Reason.CRASH, text), self.variant, call.suite)
         if count_ops:
-            self._policy(answer, call)
+            self._policy(answer, call, late=late)
         return answer
 
-    def _policy(self, answer: Mapping[str, Json], call: Call) -> None:
+    def _policy(self, answer: Mapping[str, Json], call: Call, *, late: bool) -> None:
         """The policy again on what really ran: fake tensors may have taken another branch."""
         host_ops = from_json(answer["host_ops"])
         launches = sum(int(count) for count in self._field(answer, "launches", dict).values())
-        if self.judge.place.device != "cpu" and self.found.trace is not None:
-            # The record at full size has decided; autotuning adds operations of its own here.
+        trace = self.found.trace
+        traced = None if trace is None or self.judge.place.device == "cpu" else trace.host_ops
+        if launches and traced is not None and not goes_beyond(host_ops, traced, same_size=self.variant == FULL):
+            # The record at full size has decided; a share at the size of a variant says less.
             return
-        problem = policy_problem(launches, host_ops, self.host_ops, self._reference_ops(call))
+        if late:
+            # What an earlier call captured in a CUDA graph is replayed without a launch.
+            launches = max(launches, 1)
+        inputs = replay(self.reference.inputs, self.reference.device, call.seed, call.suite)
+        own, share = work_of(self.reference.model, inputs), self.judge.settings.min_kernel_share
+        problem = policy_problem(launches, host_ops, self.host_ops, own, share)
         if problem is not None:
             raise Stop(problem, self.variant, call.suite)
-
-    def _reference_ops(self, call: Call) -> tuple[HostOp, ...]:
-        recorder = OpRecorder()
-        inputs = replay(self.reference.inputs, self.reference.device, call.seed, call.suite)
-        with torch.no_grad(), recorder:
-            self.reference.model(*inputs)
-        return recorder.ops()
 
     def _collect(self, names: Sequence[str], suite: str) -> Mapping[str, Json]:
         answer = self._ask({"op": "collect", "ids": list(names)}, "while its outputs were read", suite)
@@ -215,9 +237,9 @@ class VariantRun:
             self._note(call, compared)
             if compared.reason is not None:
                 self._reject(call, compared, index, exact, self._tolerance(plain.dtype, Precision.IEEE))
-            if worst is None or (compared.ratio or 0.0) > (worst.ratio or 0.0):
+            if worst is None or compared.rms_error > worst.rms_error:
                 worst = compared
-        if worst is not None and self.found.precision_class is None:
+        if worst is not None and self.found.precision_class in (None, "exact"):
             self.found.precision_class = "exact" if worst.rms_error == 0.0 else self._class_when_right()
 
     def _as_ieee(self, call: Call, index: int, got: torch.Tensor, truth: torch.Tensor) -> Comparison | None:
@@ -243,8 +265,8 @@ class VariantRun:
         assert reason is not None
         if reason is Reason.WRONG_RESULT and exact.dtype.is_floating_point:
             looks = self._looks_like(call, compared, index, exact, limits)
+            self.found.precision_class = looks
             if looks in _HINTS:
-                self.found.precision_class = looks
                 reason, message = Reason.PRECISION, message + _HINTS[looks]
         elif reason is Reason.NON_FINITE and self._depends_on_poison(call):
             reason = Reason.UNWRITTEN
@@ -303,7 +325,7 @@ class VariantRun:
     def _tensors(self, call: Call, output: Json, result: Expected, where: str) -> list[torch.Tensor]:
         described = self._field(output, "tensors", list)
         if output["tree"] != result.tree or len(described) != len(result.plain):
-            text = f"{where}: forward() returns {_tree_text(output['tree'])}, expected {_tree_text(result.tree)}"
+            text = f"{where}: forward() returns {tree_text(output['tree'])}, expected {tree_text(result.tree)}"
             raise Stop(Failure(Status.REJECTED, Reason.STRUCTURE, text), self.variant, call.suite)
         return [
             self._tensor(call, row, plain, f"{where}, output {index}")
@@ -376,14 +398,3 @@ class VariantRun:
 
 def _bytes(result: Expected) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in result.plain)
-
-
-def _tree_text(tree: Json) -> str:
-    if tree == "t":
-        return "a tensor"
-    if isinstance(tree, dict):
-        ((kind, items),) = tree.items()
-        if kind == "map":
-            return "a dict of " + ", ".join(items)
-        return f"a {kind} of {len(items)}: " + ", ".join(_tree_text(item) for item in items)
-    return str(tree)

@@ -27,6 +27,7 @@ from engine.canonical import Json
 from engine.codec import decode, encode
 from engine.records import Facts, Task
 from engine.tasks.derive import derive
+from engine.tasks.form import split_init
 from engine.tasks.tracer import AtenFlops, Tracer, tensors_of
 from engine.tasks.variants import apply_variant
 
@@ -107,7 +108,8 @@ def _run(source: str, modes: Modes) -> Run:
         torch.manual_seed(0)
         with fake if modes.build == "fake" else nullcontext():
             exec(compile(source, "<task>", "exec"), module.__dict__)
-            model = module.Model(*module.get_init_inputs()).eval()
+            arguments, keywords = split_init(module.get_init_inputs())
+            model = module.Model(*arguments, **keywords).eval()
         with fake if modes.run == "fake" else nullcontext():
             inputs = tuple(module.get_inputs())
             flops = AtenFlops()  # type: ignore[no-untyped-call]

@@ -1,6 +1,7 @@
 """Every case of the corpus gets its verdict: no cheat and no defect passes, no honest kernel is refused.
 
-Labels and expected reasons live in index.csv, never in the sources. The judge runs in its own processes, as in a run.
+Labels and expected reasons live in index.csv, never in the sources; `on_cpu` is `missed` for what only a device's speed
+lets the judge find. The judge runs in its own processes, as in a run.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ INDEX = list(csv.DictReader((HERE / "index.csv").read_text(encoding="utf-8").spl
 @pytest.mark.parametrize("row", INDEX, ids=[f"{row['file'][:-3]}-{row['reason'] or 'correct'}" for row in INDEX])
 def test_case(row):
     verdict = judged(row["task"], (HERE / "cases" / row["file"]).read_text(encoding="utf-8"))
-    assert (verdict.reason or "") == row["reason"], verdict.message
-    assert (verdict.status is Status.CORRECT) == (row["label"] == "honest")
-    if row["label"] != "honest":
+    passes = row["label"] == "honest" or row["on_cpu"] == "missed"
+    assert (verdict.reason or "") == ("" if passes else row["reason"]), verdict.message
+    assert (verdict.status is Status.CORRECT) == passes
+    if not passes:
         assert verdict.message
 
 

@@ -42,12 +42,13 @@ def test_without_a_record_there_are_no_samples_but_a_reason(answer):
     ("facts", "precision", "floor"),
     [
         pytest.param(FACTS, Precision.IEEE, 2000.0, id="bytes-decide"),
-        pytest.param(MATMUL, Precision.IEEE, 20000.0, id="fp32-products"),
+        pytest.param(MATMUL, Precision.IEEE, 7500.0, id="fp32-products-split-in-three"),
         pytest.param(MATMUL, Precision.TF32, 2500.0, id="tf32-products"),
         pytest.param(MATMUL, Precision.REDUCED, 1250.0, id="reduced-products"),
         pytest.param(replace(MATMUL, dtype="float16"), Precision.IEEE, 1250.0, id="half-precision-task"),
         pytest.param(replace(FACTS, flops=1e12), Precision.TF32, 20000.0, id="no-products-no-tensor-cores"),
         pytest.param(replace(FACTS, bytes=0.0, flops=0.0), Precision.IEEE, None, id="unknown"),
+        pytest.param(replace(FACTS, traced="small"), Precision.IEEE, None, id="sizes-of-a-small-variant"),
     ],
 )
 def test_the_floor_is_the_longer_of_bytes_and_operations(facts, precision, floor):

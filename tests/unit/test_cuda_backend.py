@@ -10,10 +10,9 @@ import pytest
 from benchmarks.compose import compose
 from engine.backends import cuda
 from engine.backends.detect import resolve
-from engine.canonical import digest_text
 from engine.errors import MissingError, ProfilerError
 from engine.judging.gpu_state import Gpu
-from engine.records import Contract, Facts, Launch, Mode, Operator, Status, Task, Trace, Verdict
+from engine.records import Contract, Facts, Judged, Launch, Mode, Operator, Status, Task, Trace, Verdict
 from profilers.seam import KernelSample
 
 FACTS = Facts(1, 0, 0, 0, 0, 1, 0, 0, 0, None, None, 2e9, 8.6e9, 0.25, "float32", "full")
@@ -39,6 +38,7 @@ def fourth(x): pass
 
 def plain(x): pass
 """
+CANDIDATE = Judged(SOURCE, TRACE)
 
 
 class FakeJudge:
@@ -101,7 +101,7 @@ def test_the_device_names_everything_results_depend_on(backend):
 
 def test_a_profile_asks_for_the_stages_counters_and_the_candidates_kernels_only(backend, ncu):
     ncu.answer = (KernelSample("own_kernel", 10.0, {"lts__t_sector_hit_rate.pct": 50.0}),)
-    (hits,) = backend.profile(OPERATOR, SOURCE, ["l2_hit_pct"])
+    (hits,) = backend.profile(OPERATOR, CANDIDATE, ["l2_hit_pct"])
     ((job, counters, launcher),) = ncu.jobs
     assert (hits.value, hits.source, hits.confidence) == (50.0, "ncu", 1.0)
     assert counters == ("lts__t_sector_hit_rate.pct",)
@@ -132,7 +132,7 @@ def test_the_reference_is_profiled_with_all_its_kernels_and_no_launch_record(bac
 )
 def test_without_counters_the_ladder_goes_on_and_says_why(backend, ncu, reason, answer, note):
     ncu.reason, ncu.answer = reason, answer
-    hits, registers, launches = backend.profile(OPERATOR, SOURCE, ["l2_hit_pct", "registers", "launches"])
+    hits, registers, launches = backend.profile(OPERATOR, CANDIDATE, ["l2_hit_pct", "registers", "launches"])
     assert hits.value is None
     assert note in hits.note
     assert (registers.value, registers.source) == (40.0, "static")
@@ -141,18 +141,15 @@ def test_without_counters_the_ladder_goes_on_and_says_why(backend, ncu, reason, 
 
 def test_headroom_comes_from_the_profilers_durations(backend, ncu):
     ncu.answer = (KernelSample("own_kernel", 2000.0, {"gpu__time_duration.sum": 2e6}),) * 2
-    headroom, time_us = backend.profile(OPERATOR, SOURCE, ["headroom", "time_us"])
+    headroom, time_us = backend.profile(OPERATOR, CANDIDATE, ["headroom", "time_us"])
     assert time_us.value == pytest.approx(4000.0)
     assert headroom.value == pytest.approx(2.0)
 
 
-def test_the_launch_record_is_taken_from_the_verdict_and_made_again_after_a_resume(backend, ncu):
-    backend.judge(OPERATOR, SOURCE)
-    backend.profile(OPERATOR, SOURCE, ["launches"])
-    assert backend._judge.asked == [SOURCE]
-    backend.profile(OPERATOR, "another", ["launches"])
-    assert backend._judge.asked == [SOURCE, "another"]
-    assert set(backend._traces) == {digest_text(SOURCE), digest_text("another")}
+def test_times_and_profiles_never_judge_again(backend, ncu):
+    backend.profile(OPERATOR, CANDIDATE, ["launches"])
+    backend.profile(OPERATOR, Judged("another", None), ["launches"])
+    assert backend._judge.asked == []
 
 
 def test_a_profiler_that_is_not_known_here_is_noted(backend):
@@ -162,7 +159,7 @@ def test_a_profiler_that_is_not_known_here_is_noted(backend):
     metric = next(iter(backend._settings.metrics.values()))
     spelled = replace(metric, spellings={"msprof": next(iter(metric.spellings.values()))})
     backend._settings = replace(backend._settings, metrics={"m": spelled})
-    (value,) = backend.profile(OPERATOR, SOURCE, ["m"])
+    (value,) = backend.profile(OPERATOR, CANDIDATE, ["m"])
     assert "no such profiler" in value.note
 
 

@@ -252,3 +252,13 @@ def test_bundled(project, name):
     assert facts.dtype == task.contract.dtype
     # 20 us to 20 ms on a chip of 4 TB/s and 40 TFLOPS; a recurrence is bound by its timesteps instead.
     assert facts.time_steps or 20e-6 < max(facts.bytes / 4e12, facts.flops / 40e12) < 20e-3
+
+
+@pytest.mark.parametrize("written", ["[3]", "[[3], {}]", "[[], {'width': 3}]"])
+def test_arguments_of_a_model_may_be_named(written):
+    task = operator("return F.relu(x)")
+    source = task.source.replace("def __init__(self)", "def __init__(self, width)").replace(
+        "return []", f"return {written}"
+    )
+    facts = describe_task(replace(task, source=source))
+    assert (facts.traced, facts.ops) == ("full", 1)

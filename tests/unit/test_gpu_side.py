@@ -177,7 +177,8 @@ def test_requests_out_of_order_are_errors_of_ours(tmp_path, work, message):
         work(tmp_path)
 
 
-def test_a_timed_model_is_in_evaluation_mode_with_its_init_inputs(on_cpu, tmp_path):
-    task = gpu_side.load_module(TASK, "other_task", str(tmp_path))
+@pytest.mark.parametrize("written", ["[2.0]", "[[2.0], {}]", "[[], {'scale': 2.0}]"])
+def test_a_timed_model_is_in_evaluation_mode_with_its_init_inputs(on_cpu, tmp_path, written):
+    task = gpu_side.load_module(TASK.replace("[2.0]", written), "other_task", str(tmp_path))
     model = gpu_side.build_model(task, task, "Model", 1)
     assert (model.training, model.scale) == (False, 2.0)

@@ -9,8 +9,8 @@ import pytest
 from engine.errors import MissingError
 from engine.judging import sandbox
 from engine.judging.messages import state_problem
-from engine.judging.policy import policy_problem
-from engine.records import Contract, HostOp, Mode, Operator, Precision, Reason, Status, Task
+from engine.judging.policy import Work, goes_beyond, policy_problem
+from engine.records import Contract, HostOp, Judged, Mode, Operator, Precision, Reason, Status, Task
 from tests.support.judge import FACTS, backend, bundled_tasks, case, judged
 
 HALF_TASK = """import torch
@@ -156,12 +156,12 @@ def test_a_task_that_cannot_be_replayed_is_undecided():
 
 def test_profile_and_measure_are_estimates():
     operator = Operator(bundled_tasks()["gelu"], FACTS)
-    measured = backend().measure(operator, case("a04"), None)
+    candidate = Judged(case("a04"), backend().judge(operator, case("a04")).trace)
+    measured = backend().measure(operator, candidate, None)
     assert measured.timing("candidate").score_kind == "estimated"
     assert measured.timing("candidate").n == 0
-    values = {
-        value.metric: value for value in backend().profile(operator, case("a04"), ("registers", "launches", "dram_pct"))
-    }
+    wanted = ("registers", "launches", "dram_pct")
+    values = {value.metric: value for value in backend().profile(operator, candidate, wanted)}
     assert values["registers"].value > 0
     assert values["launches"].value == 1
     assert values["dram_pct"].value is None
@@ -201,8 +201,87 @@ RELU = HostOp("aten.relu", 1, True, 1e6, 2e6)
     ],
 )
 def test_policy(launches, host, policy, reason):
-    problem = policy_problem(launches, host, policy, (MATMUL, RELU))
+    problem = policy_problem(launches, host, policy, Work((MATMUL, RELU), 3e6), 0.1)
     assert (None if problem is None else problem.reason) is reason
+
+
+def work(name, size):
+    return HostOp(f"aten.{name}", 1, True, size, size)
+
+
+FORMULA = Work((work("mul", 12.0), work("tanh", 6.0), work("add", 6.0)), 6.0)
+FUSED = Work((work("native_layer_norm", 6.0), work("mul", 6.0)), 6.0)
+EPILOGUE = Work((HostOp("aten.convolution", 1, True, 1e3, 6.0), work("relu", 4.0)), 6.0)
+
+
+@pytest.mark.parametrize(
+    ("own", "host", "refused"),
+    [
+        pytest.param(FORMULA, (work("gelu", 6.0),), True, id="fused-form-of-a-formula"),
+        pytest.param(FORMULA, (work("sigmoid", 6.0),), True, id="as-much-as-inputs-and-outputs"),
+        pytest.param(FORMULA, (work("relu_", 6.0),), True, id="in-place"),
+        pytest.param(FORMULA, (work("mean", 4.0), work("var", 4.0)), False, id="reductions-before-a-kernel"),
+        pytest.param(FORMULA, (work("cat", 9.0),), False, id="data-movement"),
+        pytest.param(FUSED, (work("native_group_norm", 6.0),), False, id="a-norm-where-the-reference-has-one"),
+        pytest.param(FUSED, (work("_softmax", 1.0),), True, id="a-softmax-where-it-has-none"),
+        pytest.param(EPILOGUE, (EPILOGUE.ops[0],), False, id="library-convolution-fused-epilogue"),
+        pytest.param(Work((), 0.0), (work("gelu", 6.0),), False, id="unknown-reference"),
+    ],
+)
+def test_what_host_operations_leave_to_kernels(own, host, refused):
+    problem = policy_problem(1, host, "library", own, 0.1)
+    assert (problem is not None) == refused
+    assert problem is None or problem.reason is Reason.HOST_OP
+
+
+def test_the_least_share_of_kernels_is_a_setting():
+    assert policy_problem(1, (MATMUL,), "library", Work((MATMUL, RELU), 3e6), 0.5).reason is Reason.HOST_OP
+
+
+GELU_FORMULA = "0.5 * x * (1.0 + torch.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))) + y * 0.0"
+
+
+def test_a_copy_of_a_fused_library_form_is_no_kernel_for_a_formula():
+    source = add().replace("add_kernel[(", 'x = torch.nn.functional.gelu(x, approximate="tanh")\n        add_kernel[(')
+    source = source.replace("tl.load(y_ptr + offsets, mask=mask)", "0.0 * tl.load(y_ptr + offsets, mask=mask)")
+    verdict = judged(task(body=GELU_FORMULA), source)
+    assert verdict.reason is Reason.HOST_OP, verdict.message
+    assert "aten.gelu" in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("real", "same_size", "beyond"),
+    [
+        pytest.param((RELU,), True, False, id="as-traced"),
+        pytest.param((RELU, HostOp("aten.clone", 1, False, 0, 9e9)), True, False, id="copies-do-not-count"),
+        pytest.param((RELU, MATMUL), False, True, id="another-operation"),
+        pytest.param((HostOp("aten.relu", 9, True, 9e6, 9e6),), True, True, id="more-of-one"),
+        pytest.param((HostOp("aten.relu", 9, True, 9e6, 9e6),), False, False, id="another-size"),
+    ],
+)
+def test_what_really_ran_beyond_the_trace(real, same_size, beyond):
+    assert goes_beyond(real, (RELU,), same_size=same_size) == beyond
+
+
+def test_a_result_that_goes_stale_after_some_calls_is_found(monkeypatch):
+    import shutil
+    import tempfile
+    from pathlib import Path
+
+    from engine.judging import runs
+    from engine.judging.service import Opening, Service
+    from tests.support.judge import settings
+
+    monkeypatch.setitem(runs.UNJUDGED, "cpu", (40, 40))
+    monkeypatch.setattr(runs, "UNJUDGED_S", 30.0)
+    scratch = Path(tempfile.mkdtemp(prefix="judge-test-"))
+    service = Service(Opening(settings().judge, "cpu", "sm_90", False, str(scratch), {}))
+    try:
+        verdict = service.judge.judge(bundled_tasks()["gelu"], case("b38"), 7)
+    finally:
+        service.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+    assert verdict.reason is Reason.WRONG_RESULT, verdict.message
 
 
 def test_required_sandbox_refuses_a_missing_layer(monkeypatch, tmp_path):
@@ -228,3 +307,42 @@ def test_required_sandbox_refuses_a_missing_layer(monkeypatch, tmp_path):
     judge = Judge(strict, Place("cpu", "sm_90", False, tmp_path), Bare(), Bare())
     with pytest.raises(MissingError, match="landlock"), judge.child("run", Findings(1)):
         pass
+
+
+@pytest.mark.parametrize(
+    ("launches", "host", "traced", "late", "reason"),
+    [
+        pytest.param(1, (MATMUL,), (MATMUL,), False, None, id="as-traced"),
+        pytest.param(0, (), (), False, Reason.NOT_LAUNCHED, id="no-real-launch"),
+        pytest.param(0, (), (), True, None, id="graph-replayed-later"),
+        pytest.param(0, (MATMUL, RELU), (), True, Reason.HOST_OP, id="torch-answers-later"),
+        pytest.param(1, (MATMUL, RELU), (), False, Reason.HOST_OP, id="other-operations-than-traced"),
+        pytest.param(1, (MATMUL, RELU), None, False, Reason.HOST_OP, id="no-trace"),
+    ],
+)
+def test_on_a_device_what_really_ran_counts(monkeypatch, launches, host, traced, late, reason):
+    from types import SimpleNamespace
+
+    from engine.judging import runs
+    from engine.judging.judge import Findings, Stop
+    from engine.records import Trace
+    from tests.support.judge import settings
+
+    monkeypatch.setattr(runs, "work_of", lambda model, inputs: Work((MATMUL, RELU), 3e6))
+    monkeypatch.setattr(runs, "replay", lambda *arguments: [])
+    run = object.__new__(runs.VariantRun)
+    run.judge = SimpleNamespace(place=SimpleNamespace(device="cuda:0"), settings=settings().judge)
+    run.found = Findings(1, trace=None if traced is None else Trace((), traced, ()))
+    run.reference = SimpleNamespace(inputs=None, device="cuda:0", model=None)
+    run.variant, run.host_ops = "small", "library"
+    answer = {
+        "launches": {"kernel": launches},
+        "host_ops": [[op.name, op.count, op.compute, op.flops, op.bytes] for op in host],
+    }
+    call = runs.Call("nominal0", "nominal", 1, 2, "nan")
+    try:
+        run._policy(answer, call, late=late)
+        found = None
+    except Stop as stop:
+        found = stop.failure.reason
+    assert found is reason
