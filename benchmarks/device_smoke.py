@@ -20,7 +20,7 @@ from benchmarks.compose import compose
 from engine.backends.cuda import CudaBackend
 from engine.canonical import Json
 from engine.codec import encode
-from engine.records import Contract, Operator
+from engine.records import Contract, Judged, Operator
 from engine.tasks.contracts import make_task
 from engine.tasks.facts_client import describe
 
@@ -202,8 +202,13 @@ def run(report: Report, scratch: Path, skip: frozenset[str]) -> None:
             if "judge" not in skip:
                 report.step(f"judge {name}", lambda o=operator, k=kernel: _expect(backend.judge(o, k), "correct"))
             if "measure" not in skip:
-                report.step(f"measure {name}", lambda o=operator, k=kernel: encode(backend.measure(o, k, None)))
-                report.step(f"measure {name} A/A", lambda o=operator, k=kernel: encode(backend.measure(o, k, k)))
+                report.step(
+                    f"measure {name}", lambda o=operator, k=kernel: encode(backend.measure(o, Judged(k, None), None))
+                )
+                report.step(
+                    f"measure {name} A/A",
+                    lambda o=operator, k=kernel: encode(backend.measure(o, Judged(k, None), Judged(k, None))),
+                )
             if "profile" not in skip:
                 report.step(f"profile {name}", lambda o=operator, k=kernel: _metrics(backend, o, k, wanted))
                 report.step(f"profile {name} eager", lambda o=operator: _metrics(backend, o, None, wanted))
@@ -221,7 +226,8 @@ def _expect(verdict: Json, status: str) -> Json:
 
 
 def _metrics(backend: CudaBackend, operator: Operator, source: str | None, wanted: list[str]) -> Json:
-    values = backend.profile(operator, source, wanted)
+    candidate = None if source is None else Judged(source, backend.judge(operator, source).trace)
+    values = backend.profile(operator, candidate, wanted)
     return {v.metric: f"{v.value} {v.unit} [{v.source} {v.confidence:g}] {v.note[:160]}" for v in values}
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
+import csv
 import json
 import random
 import sys
@@ -35,6 +36,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NUMERIC = frozenset({Reason.PRECISION, Reason.WRONG_RESULT, Reason.NON_FINITE})
 LEVELS = ("level1", "level2")
 LIMITS = {"judge.limits.trace_s": 60.0, "judge.limits.run_s": 150.0, "judge.seed": 20261121}
+CSV_RECORDED = ("key", "task", "recorded_runnable", "recorded_error")
+CSV_VERDICT = ("outcome", "class", "variant", "suite", "error_ratio")
 GPU_GIB = 125.0
 """Device memory that the kernels judged at one time may need together, by estimate."""
 
@@ -329,10 +332,24 @@ def summarise(work: Work, results: Mapping[str, Result], folder: Path) -> None:
         | {"ieee": _outcome(result.ieee, result.error), "tf32": _outcome(result.tf32, ""), "wall_s": result.wall_s}
         for kernel, result in rows
     ]
+    _write_csv(rows, folder / "verdicts.csv")
     (folder / "summary.json").write_text(json.dumps({"tables": tables, "kernels": details}, indent=1))
     text = "\n\n".join(_markdown(name, table) for name, table in tables.items()) + "\n"
     (folder / "summary.md").write_text(text)
     _say(text)
+
+
+def _write_csv(rows: Sequence[tuple[Kernel, Result]], path: Path) -> None:
+    with path.open("w", newline="") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow([*CSV_RECORDED, *(f"ieee_{name}" for name in CSV_VERDICT), "tf32", "wall_s"])
+        for kernel, result in rows:
+            verdict = result.ieee
+            ratio = "" if verdict is None or verdict.error_ratio is None else f"{verdict.error_ratio:.4g}"
+            said = [] if verdict is None else [verdict.precision_class, verdict.variant, verdict.suite, ratio]
+            recorded = [kernel.key, kernel.task_id, kernel.runnable, kernel.error_class]
+            outcomes = [_outcome(verdict, result.error), *said, _outcome(result.tf32, "") if result.tf32 else ""]
+            table.writerow([*recorded, *outcomes, f"{result.wall_s:.2f}"])
 
 
 def _totals(rows: Sequence[tuple[Kernel, Result]]) -> dict[str, int]:
