@@ -20,11 +20,11 @@ class Classification:
     evaluations: tuple[Evaluation, ...]
 
 
-def classify(facts: Facts, categories: Mapping[str, Category]) -> Classification:
+def classify(facts: Facts, categories: Mapping[str, Category], *, otherwise: str | None = None) -> Classification:
     """The category with the highest priority whose match rule is true; equal priorities go by name.
 
-    Categories without a match rule are never chosen. Raises ConfigError when no rule is true: a plan for everything
-    else is a category whose rule always holds.
+    Categories without a match rule are never chosen. When no rule is true it is `otherwise`, and without that a
+    ConfigError: a plan for everything else is a category whose rule always holds.
     """
     known = dict.fromkeys(FACTS, OperandKind.FACT)
     values = {name: getattr(facts, name) for name in FACTS}
@@ -36,7 +36,7 @@ def classify(facts: Facts, categories: Mapping[str, Category]) -> Classification
     evaluations = tuple(
         apply(name, "match", Rule(when, why), parse(when, known), values) for _, name, when, why in rules
     )
-    chosen = next((evaluation.rule for evaluation in evaluations if evaluation.fired), None)
+    chosen = next((evaluation.rule for evaluation in evaluations if evaluation.fired), otherwise)
     if chosen is None:
         hint = "give one category a match rule that always holds, with the lowest priority"
         raise ConfigError([Fault("categories", "no match rule is true of this operator's facts")], hint=hint)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from engine.canonical import digest_text
 from engine.errors import AwaitingReply, BudgetSpent, EngineError, LlmError, LlmRefused
 from engine.extract import extract_code, extract_json
-from engine.kernel import Kernel, Scores, counted, scores, trace_metrics
+from engine.kernel import Kernel, Scores, accepts_estimates, counted, fact_operands, scores, trace_metrics
 from engine.llm import request_for
 from engine.paid import Paid, candidate_id
 from engine.prompts import Attempt, MetricRow, PromptContext, Prompts, ScoreView, trim_error
-from engine.records import Measurement, Operator, Reason, Reply, Slot, Status, Verdict
+from engine.records import Judged, Measurement, Operator, Reason, Reply, Slot, Status, Verdict
 from engine.rules import Evaluation, Expression, Value, apply
 from engine.settings import Category, Settings, Stage
 from engine.vocabulary import OperandKind, operands
@@ -35,6 +35,8 @@ class TaskState:
     best: Kernel | None = None
     previous: Kernel | None = None
     history: list[Attempt] = field(default_factory=list)
+    gain: float = 1.0
+    """Of the running stage: the product of the paired ratios with which its kernels replaced the best."""
 
     @property
     def task_id(self) -> str:
@@ -250,7 +252,7 @@ class Drafter:
         broken = self._violated(state, plan, name, source, verdict)
         if broken:
             return self._failed(state, plan, role, Failure(str(Reason.REQUIREMENT), broken, source, name))
-        measurement = self.paid.timing(state.operator, source)
+        measurement = self.paid.timing(state.operator, Judged(source, verdict.trace))
         note_measurement(self.paid, state.task_id, plan.name, name, measurement)
         return Kernel(name, source, plan.name, verdict, measurement)
 
@@ -294,7 +296,7 @@ class Drafter:
         names = {name for _, expression in rules.values() for name in expression.names}
         wanted = {name for name in names if known[name] is OperandKind.METRIC}
         if wanted - metrics.keys():
-            values = self.paid.profile(state.operator, source, sorted(wanted - metrics.keys()))
+            values = self.paid.profile(state.operator, Judged(source, verdict.trace), sorted(wanted - metrics.keys()))
             metrics |= {value.metric: value.value for value in values}
         found = None
         for key, (rule, expression) in rules.items():
@@ -314,16 +316,11 @@ class Drafter:
         extra: Mapping[str, Value | None] | None = None,
     ) -> Mapping[str, Value | None]:
         """Facts, scores, thresholds and the given metrics, under the names that rules use."""
-        back_end = self.settings.backends[self.settings.backend]
-        accept = self.settings.search.accept_estimates
-        accepted = back_end.accept_estimates if accept is None else accept
-        facts = state.operator.facts
-        names = [n for n in facts.__dataclass_fields__ if n not in ("costs", "note", "traced")]
         return {
             # First: a score or fact of the same name (headroom, intensity) wins over its metric.
             **metrics,
-            **{name: getattr(facts, name) for name in names},
-            **counted(state.scores(), accept_estimates=accepted),
+            **fact_operands(state.operator.facts),
+            **counted(state.scores(), accept_estimates=accepts_estimates(self.settings)),
             **{f"thresholds.{name}": value for name, value in self.settings.thresholds.items()},
             **(extra or {}),
         }
@@ -368,7 +365,7 @@ def note_rule(
         why=evaluation.why,
         candidate_id=candidate,
     )
-    if evaluation.failed:
+    if evaluation.failed and paid.settings.search.rules == "obey":
         absent = ", ".join(evaluation.missing)
         raise EngineError(
             f"rule '{evaluation.rule}' of stage '{stage}' cannot be decided: no value for {absent}",

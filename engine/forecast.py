@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.classify import classify
+from engine.kernel import fact_operands
 from engine.records import Facts, Operator
 from engine.rules import apply, parse
 from engine.settings import Settings, Stage
@@ -58,7 +59,7 @@ def forecast(settings: Settings, operator: Operator) -> Forecast:
 
 def _skipped_by_facts(settings: Settings, facts: Facts, stage: Stage) -> str | None:
     known = operands(settings.metrics, settings.thresholds)
-    values = {name: getattr(facts, name) for name in facts.__dataclass_fields__ if name not in ("costs", "note")}
+    values = dict(fact_operands(facts))
     values |= {f"thresholds.{name}": value for name, value in settings.thresholds.items()}
     if settings.search.rules == "observe":
         return None

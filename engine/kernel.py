@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.records import Facts, Measurement, ScoreKind, Trace, Verdict
+from engine.records import Facts, Judged, Measurement, ScoreKind, Trace, Verdict
 from engine.rules import Value
+from engine.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,11 @@ class Kernel:
     stage: str
     verdict: Verdict
     measurement: Measurement
+
+    @property
+    def judged(self) -> Judged:
+        """What a back-end needs to time or profile it again."""
+        return Judged(self.source, self.verdict.trace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,27 @@ def scores(best: Kernel | None, baseline: Measurement | None) -> Scores:
         eager_us=eager.median_us if eager else None,
         floor_us=known.floor_us,
     )
+
+
+def accepts_estimates(settings: Settings) -> bool:
+    """Whether estimated times count in rules and promotion: as the search says, else as the back-end declares."""
+    accept = settings.search.accept_estimates
+    return settings.backends[settings.backend].accept_estimates if accept is None else accept
+
+
+SIZES = ("flops", "bytes", "intensity")
+
+
+def fact_operands(facts: Facts) -> Mapping[str, Value | None]:
+    """Facts as rule operands: all unknown for a reference that could not be followed; its sizes, too, where only a
+    small variant was run, because rules mean the operator at full size."""
+    names = [name for name in facts.__dataclass_fields__ if name not in ("costs", "note", "traced")]
+    known = {name: getattr(facts, name) for name in names}
+    if facts.traced == "none":
+        return {name: value if name == "dtype" else None for name, value in known.items()}
+    if facts.traced == "small":
+        return {name: None if name in SIZES else value for name, value in known.items()}
+    return known
 
 
 def counted(view: Scores, *, accept_estimates: bool) -> Mapping[str, Value | None]:

@@ -22,6 +22,15 @@ from engine.files import write_whole
 VERSION = 1
 
 
+class Passing(Exception):
+    """Raised by `work` with an outcome that holds for this call only, because what caused it may be gone the next time:
+    memory that was short, a process that died, a tool without permission. It is returned and not stored."""
+
+    def __init__(self, outcome: Json, cost: Json) -> None:
+        super().__init__("an outcome that is not kept")
+        self.outcome, self.cost = outcome, cost
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """A finished step. `ran`: this call did the work and paid `cost`; otherwise it was found."""
@@ -47,7 +56,8 @@ class Memo:
     def step(self, kind: str, inputs: Json, work: Callable[[], tuple[Json, Json]]) -> Step:
         """The outcome of `work` for `inputs`: found, or done now by exactly one of all processes that ask.
 
-        `work` returns (outcome, cost), both JSON trees. What it raises is passed on, and nothing is stored.
+        `work` returns (outcome, cost), both JSON trees; with `Passing` it gives an outcome that is not stored. Whatever
+        else it raises is passed on, and nothing is stored.
         """
         key = step_key(kind, inputs)
         found = self._read(kind, key)
@@ -57,7 +67,10 @@ class Memo:
             found = self._read(kind, key)
             if found is not None:
                 return found
-            outcome, cost = work()
+            try:
+                outcome, cost = work()
+            except Passing as passing:
+                return Step(key, passing.outcome, passing.cost, ran=True)
             stored = self._store(kind, key, inputs, outcome, cost)
         return Step(key, stored["outcome"], stored["cost"], ran=True)
 

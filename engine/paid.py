@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from shutil import which
 from typing import TypeVar
 
 from engine.backends.seam import Backend
@@ -18,8 +19,8 @@ from engine.folder import RunFolder
 from engine.journal import Journal
 from engine.llm.caller import Caller
 from engine.llm.recordings import request_hash
-from engine.memo import Memo
-from engine.records import Measurement, MetricValue, Operator, Reply, Request, Verdict
+from engine.memo import Memo, Passing
+from engine.records import Judged, Measurement, MetricValue, Operator, Reason, Reply, Request, Status, Verdict
 from engine.settings import Settings
 
 T = TypeVar("T")
@@ -118,41 +119,49 @@ class Paid:
         return reply
 
     def verdict(self, operator: Operator, source: str) -> Verdict:
-        judge = encode(replace(self.settings.judge, lanes=1))
-        inputs = {**self._subject(operator, source), "judge": judge}
+        # What cannot change a verdict is kept out of its address: a sweep over promotion policy must not judge anew.
+        judge = encode(replace(self.settings.judge, lanes=1, allow_unverified=True, sandbox="best_effort"))
+        back_end = self.settings.backends[self.settings.backend]
+        compiled = {"target": back_end.target, "compile": back_end.cpu is None or back_end.cpu.compile_kernels}
+        inputs = {**self._subject(operator, source), "judge": judge, **compiled}
         return self._measured("verdict", inputs, Verdict, lambda: self.backend.judge(operator, source))
 
-    def timing(self, operator: Operator, source: str | None) -> Measurement:
-        """Times of a correct candidate beside the baselines; without a source, the baselines and the floor."""
-        inputs = {**self._subject(operator, source), **self._protocol(operator)}
-        kind = "baseline" if source is None else "timing"
-        return self._measured(kind, inputs, Measurement, lambda: self.backend.measure(operator, source, None))
+    def timing(self, operator: Operator, candidate: Judged | None) -> Measurement:
+        """Times of a correct candidate beside the baselines; without one, the baselines and the floor."""
+        inputs = {**self._subject(operator, candidate.source if candidate else None), **self._protocol(operator)}
+        kind = "baseline" if candidate is None else "timing"
+        return self._measured(kind, inputs, Measurement, lambda: self.backend.measure(operator, candidate, None))
 
-    def promotion(self, operator: Operator, source: str, incumbent: str) -> Measurement:
+    def promotion(self, operator: Operator, candidate: Judged, incumbent: Judged) -> Measurement:
         """Times of a candidate paired with the incumbent; the step that decides which one is best."""
         inputs = {
-            **self._subject(operator, source),
+            **self._subject(operator, candidate.source),
             **self._protocol(operator),
-            "incumbent": digest_text(incumbent),
+            "incumbent": digest_text(incumbent.source),
         }
         return self._measured(
-            "promotion", inputs, Measurement, lambda: self.backend.measure(operator, source, incumbent)
+            "promotion", inputs, Measurement, lambda: self.backend.measure(operator, candidate, incumbent)
         )
 
-    def profile(self, operator: Operator, source: str | None, metrics: Sequence[str]) -> tuple[MetricValue, ...]:
-        """Values of the named metrics of a candidate, or of the eager reference where source is None."""
+    def profile(self, operator: Operator, candidate: Judged | None, metrics: Sequence[str]) -> tuple[MetricValue, ...]:
+        """Values of the named metrics of a candidate, or of the eager reference without one."""
         back_end = self.settings.backends[self.settings.backend]
         inputs = {
-            **self._subject(operator, source),
+            **self._subject(operator, candidate.source if candidate else None),
             **self._protocol(operator),
             "metrics": {name: encode(self.settings.metrics[name]) for name in sorted(metrics)},
             "profilers": encode(back_end.profilers),
+            "tools": {name: which(tool.path) if tool.path else None for name, tool in back_end.profilers.items()},
         }
 
         def collect() -> tuple[Json, Json]:
             started = time.monotonic()
-            values = self.backend.profile(operator, source, metrics)
-            return [encode(value) for value in values], {"wall_s": round(time.monotonic() - started, 3)}
+            values = self.backend.profile(operator, candidate, metrics)
+            outcome, cost = [encode(value) for value in values], _spent(started)
+            if values and all(value.value is None for value in values):
+                # The permission that was missing may be there the next time.
+                raise Passing(outcome, cost)
+            return outcome, cost
 
         step = self.memo.step("profile", inputs, collect)
         return tuple(decode(MetricValue, value, "stored metric") for value in step.outcome)
@@ -161,7 +170,9 @@ class Paid:
         def run() -> tuple[Json, Json]:
             started = time.monotonic()
             outcome = work()
-            return encode(outcome), {"wall_s": round(time.monotonic() - started, 3)}
+            if _passing(outcome):
+                raise Passing(encode(outcome), _spent(started))
+            return encode(outcome), _spent(started)
 
         return decode(record, self.memo.step(kind, inputs, run).outcome, f"stored {kind}")
 
@@ -179,3 +190,17 @@ class Paid:
             "precision": (operator.task.contract.precision or self.settings.judge.precision).value,
             "protocol": encode(back_end.cuda) if back_end.cuda else encode(back_end.cpu),
         }
+
+
+def _spent(started: float) -> Json:
+    return {"wall_s": round(time.monotonic() - started, 3)}
+
+
+def _passing(outcome: object) -> bool:
+    """Whether an outcome may differ the next time with the same inputs: the judge lacked memory, or a process that was
+    to be timed was lost."""
+    if isinstance(outcome, Verdict):
+        return outcome.status is Status.UNDECIDED and outcome.reason is Reason.OUT_OF_MEMORY
+    if isinstance(outcome, Measurement):
+        return bool(outcome.note)
+    return False

@@ -237,6 +237,14 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """A correct candidate as a back-end needs it for times and profiles: its source and its launch record, if any."""
+
+    source: str
+    trace: Trace | None
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
     """A distribution's median and 95 % interval over n samples; `who`: candidate, incumbent, eager or compile."""
 

@@ -58,9 +58,9 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        if self.failed:
-            return 1
-        return 75 if self.waiting else 0
+        if self.waiting:
+            return 75
+        return 1 if self.failed else 0
 
 
 def execute(
@@ -75,7 +75,7 @@ def execute(
     results = resolve(settings.paths.results)
     tasks = _tasks(settings, results)
     folder = RunFolder(results, run_id)
-    finished = _finished(folder.events)
+    finished = _finished(folder.events, tasks)
     with contextlib.closing(Journal(folder.events, run_id, listeners=listeners)) as journal:
         if sweep is not None:
             journal.write("sweep_job", sweep_id=sweep.sweep_id, job=sweep.job, overrides=list(sweep.overrides))
@@ -119,10 +119,14 @@ def _representatives(settings: Settings) -> tuple[str, ...]:
     return settings.categories[settings.category].representatives
 
 
-def _finished(events: Path) -> bool:
-    if not events.exists():
+def _finished(path: Path, tasks: tuple[Task, ...]) -> bool:
+    """Whether the journal has this run's end, of the very tasks that the files hold now: an edited one runs again."""
+    if not path.exists():
         return False
-    return any(e["kind"] == "run_ended" and e["outcome"] in ("done", "budget") for e in read_events(events))
+    events = read_events(path)
+    started = {e["task_id"]: e["task_hash"] for e in events if e["kind"] == "task_started"}
+    ended = any(e["kind"] == "run_ended" and e["outcome"] in ("done", "budget") for e in events)
+    return ended and all(started.get(task.task_id) == task.task_hash for task in tasks)
 
 
 @contextlib.contextmanager
@@ -199,8 +203,14 @@ def expressions(settings: Settings) -> dict[str, Expression]:
 
 def _run_tasks(runner: TaskRunner, operators: tuple[Operator, ...], outcome: Outcome) -> None:
     for operator in operators:
-        classification = classify(operator.facts, runner.settings.categories)
+        # With the budget spent the other tasks are still announced and ended, or their absence would flatter the run.
+        named = runner.settings.category
+        other = None if named == "auto" else named
+        classification = classify(operator.facts, runner.settings.categories, otherwise=other)
         state = runner.start(operator, *_classified(classification))
+        if outcome.budget:
+            runner.end(state, "budget", outcome.budget)
+            continue
         try:
             runner.run(state)
         except AwaitingReply as waiting:
@@ -209,7 +219,6 @@ def _run_tasks(runner: TaskRunner, operators: tuple[Operator, ...], outcome: Out
         except BudgetSpent as spent:
             runner.end(state, "budget", str(spent))
             outcome.budget = str(spent)
-            return
         except (LlmRefused, MissingError):
             _keep(runner, state, "stopped: the run cannot go on")
             raise

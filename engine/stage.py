@@ -10,12 +10,15 @@ from engine.canonical import digest
 from engine.draft import Drafter, Plan, TaskState, note_measurement, note_rule
 from engine.errors import AwaitingReply
 from engine.folder import RunFolder
-from engine.kernel import Kernel, trace_metrics
+from engine.kernel import Kernel, accepts_estimates, trace_metrics
 from engine.prompts import Attempt, MetricRow
 from engine.records import MetricValue, Mode, ScoreKind
 from engine.rules import Evaluation, Value, apply
 from engine.settings import Rule, Stage
 from engine.vocabulary import OperandKind, operands
+
+CLEARLY_SLOWER = 1.25
+"""A kernel this much slower in separate runs, intervals apart, is not worth a paired measurement with the best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +62,16 @@ class StageRunner:
         if end is not None and not audit:
             self._note_end(state, name, end, gain=None, failures=0, candidates=0)
             return end
+        tried = len(state.history)
         gain, failures = self._propose(state, name, stage, rows, audit=audit)
         candidates = stage.budget.candidates
         if audit and end is not None:
+            # Later prompts must not know of an audit, or it would change what it measures.
+            del state.history[tried:]
             end = StageEnd("audited", end.why, end.rule, exit=False)
         else:
-            extra = {"stage_gain": gain, "failures": float(failures)}
+            counts = self._comparable(state.best)
+            extra = {"stage_gain": gain if counts else None, "failures": float(failures)}
             end = self._exit(state, name, stage, metrics, extra) or StageEnd("done", "", None, exit=False)
         self._note_end(state, name, end, gain=gain, failures=failures, candidates=candidates)
         return end
@@ -172,7 +179,7 @@ class StageRunner:
     def _values(self, state: TaskState, name: str, kernel: Kernel, stage: Stage) -> tuple[MetricValue, ...]:
         if not stage.metrics:
             return ()
-        values = self.paid.profile(state.operator, kernel.source, stage.metrics)
+        values = self.paid.profile(state.operator, kernel.judged, stage.metrics)
         self._note_metrics(state, name, kernel.candidate_id, list(values))
         return values
 
@@ -198,32 +205,44 @@ class StageRunner:
         number of drafts from which nothing correct came."""
         count = stage.budget.candidates
         plan = Plan(name, stage, rows, stage.budget.repairs, count, audit, known=len(state.history))
-        start, failures, awaiting = state.best, 0, None
-        found: list[Kernel] = []
-        for sample in range(count):
-            if stage.sequential:
-                plan = replace(plan, known=len(state.history))
-            try:
-                kernel = self.drafter.draft(state, plan, sample)
-            except AwaitingReply as error:
-                # Siblings do not depend on this reply, so their prompts go out in the same run.
-                awaiting = error
-                if stage.sequential:
-                    break
-                continue
-            if kernel is None:
-                failures += 1
-                continue
-            found.append(kernel)
-            if stage.sequential and self.promote(state, name, kernel, audit=audit) and sample + 1 < count:
-                _, rows = self._profile(state, name, stage, kernel)
-                plan = replace(plan, metrics=rows)
-        if awaiting is not None:
-            raise awaiting
+        state.gain = 1.0
         if not stage.sequential:
+            found = self.drafts(state, plan)
             for kernel in found:
                 self.promote(state, name, kernel, audit=audit)
-        return _gain(start, state.best), failures
+            return _gain(state), count - len(found)
+        failures = 0
+        for sample in range(count):
+            draft = self.drafter.draft(state, replace(plan, known=len(state.history)), sample)
+            if draft is None:
+                failures += 1
+            elif self.promote(state, name, draft, audit=audit) and sample + 1 < count:
+                _, rows = self._profile(state, name, stage, draft)
+                plan = replace(plan, metrics=rows)
+        return _gain(state), failures
+
+    def drafts(self, state: TaskState, plan: Plan) -> list[Kernel]:
+        """All drafts of one plan from the same parent: the correct ones. Where a reply is awaited the others' prompts
+        go out all the same, and AwaitingReply is raised at the end; on any other interruption what was found is
+        promoted first, so that no kernel is lost."""
+        found: list[Kernel] = []
+        awaiting: AwaitingReply | None = None
+        try:
+            for sample in range(plan.samples):
+                try:
+                    kernel = self.drafter.draft(state, plan, sample)
+                except AwaitingReply as error:
+                    awaiting = error
+                    continue
+                if kernel is not None:
+                    found.append(kernel)
+        except BaseException:
+            for kernel in found:
+                self.promote(state, plan.name, kernel, audit=plan.audit)
+            raise
+        if awaiting is not None:
+            raise awaiting
+        return found
 
     def promote(self, state: TaskState, stage: str, kernel: Kernel, *, audit: bool) -> bool:
         """Make `kernel` the best if it is the first, or provably faster than the best in a paired measurement."""
@@ -245,35 +264,56 @@ class StageRunner:
         value = speedup.value if speedup else None
         state.history.append(Attempt(stage=stage, role="optimise", outcome=outcome, message="", speedup=value))
         if promoted:
+            state.gain *= ratio or 1.0
             state.previous, state.best = incumbent, kernel
             self.folder.write_best(state.task_id, kernel.source)
         return promoted
 
+    def _comparable(self, kernel: Kernel | None) -> bool:
+        """Whether the kernel's time counts: it is measured, or estimates are accepted."""
+        timing = kernel.measurement.timing("candidate") if kernel else None
+        estimated = timing is not None and timing.score_kind is ScoreKind.ESTIMATED
+        return not estimated or accepts_estimates(self.settings)
+
     def _decide(
         self, state: TaskState, stage: str, kernel: Kernel, incumbent: Kernel | None, *, audit: bool
     ) -> tuple[bool, str, float | None]:
-        if audit:
-            return False, "an audited stage never changes the best", None
-        if kernel.verdict.mode is Mode.FALLBACK and not self.settings.judge.allow_unverified:
-            return False, "judge.allow_unverified is false and its launch plan is not verified", None
+        refusal = self._refusal(kernel, incumbent, audit=audit)
+        if refusal is not None:
+            return False, refusal, None
         if incumbent is None:
             return True, "first correct kernel", None
-        if incumbent.candidate_id == kernel.candidate_id:
-            return False, "the same source as the best", None
-        mine, best = kernel.measurement.timing("candidate"), incumbent.measurement.timing("candidate")
-        if mine is None or best is None or mine.score_kind is not best.score_kind:
-            return False, "its time cannot be compared with the best", None
-        if mine.score_kind is not ScoreKind.ESTIMATED and mine.lo_us > best.hi_us * 1.05:
-            return False, "clearly slower than the best in separate runs", None
-        paired = self.paid.promotion(state.operator, kernel.source, incumbent.source)
+        if incumbent.measurement.timing("candidate") is None:
+            return True, "the best so far has no time", None
+        paired = self.paid.promotion(state.operator, kernel.judged, incumbent.judged)
         note_measurement(self.paid, state.task_id, stage, kernel.candidate_id, paired)
         ratio = paired.ratio("incumbent")
         if ratio is None:
             return False, f"no paired measurement with the best: {paired.note}", None
         gain = self.settings.search.min_gain
-        if ratio.lo > gain:
-            return True, f"{ratio.value:.3f}x the best, lower end {ratio.lo:.3f} above {gain:g}", ratio.value
-        return False, f"{ratio.value:.3f}x the best, lower end {ratio.lo:.3f} not above {gain:g}", ratio.value
+        word = "above" if ratio.lo > gain else "not above"
+        why = f"{ratio.value:.3f}x the best, lower end {ratio.lo:.3f} {word} {gain:g}"
+        return ratio.lo > gain, why, ratio.value
+
+    def _refusal(self, kernel: Kernel, incumbent: Kernel | None, *, audit: bool) -> str | None:
+        """Why a kernel cannot become the best before anything is paired, or None."""
+        if audit:
+            return "an audited stage never changes the best"
+        if kernel.verdict.mode is Mode.FALLBACK and not self.settings.judge.allow_unverified:
+            return "judge.allow_unverified is false and its launch plan is not verified"
+        if incumbent is None:
+            return None
+        if incumbent.candidate_id == kernel.candidate_id:
+            return "the same source as the best"
+        if not self._comparable(kernel):
+            return "its time is an estimate, and search.accept_estimates is false"
+        mine, best = kernel.measurement.timing("candidate"), incumbent.measurement.timing("candidate")
+        if mine is None or (best is not None and mine.score_kind is not best.score_kind):
+            return "its time cannot be compared with the best"
+        estimated = mine.score_kind is ScoreKind.ESTIMATED
+        if best is not None and not estimated and mine.lo_us > best.hi_us * CLEARLY_SLOWER:
+            return "clearly slower than the best in separate runs"
+        return None
 
     def _note_end(
         self, state: TaskState, name: str, end: StageEnd, *, gain: float | None, failures: int, candidates: int
@@ -297,7 +337,7 @@ class StageRunner:
         )
 
 
-def _gain(before: Kernel | None, after: Kernel | None) -> float | None:
-    old = before.measurement.timing("candidate") if before else None
-    new = after.measurement.timing("candidate") if after else None
-    return old.median_us / new.median_us if old and new else None
+def _gain(state: TaskState) -> float | None:
+    """Time before the stage over time after it: the product of the paired ratios that promoted; None without a time."""
+    timed = state.best is not None and state.best.measurement.timing("candidate") is not None
+    return state.gain if timed else None

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 from engine.codec import encode
 from engine.draft import SEED, Plan, TaskState
-from engine.errors import AwaitingReply
-from engine.kernel import Kernel
 from engine.records import Operator
 from engine.stage import StageRunner
 
@@ -72,20 +70,7 @@ class TaskRunner:
     def _seeds(self, state: TaskState) -> None:
         search = self.settings.search
         plan = Plan(SEED, None, (), search.seed_repairs, search.seeds, audit=False, known=len(state.history))
-        found: list[Kernel] = []
-        awaiting = None
-        for sample in range(search.seeds):
-            try:
-                kernel = self.drafter.draft(state, plan, sample)
-            except AwaitingReply as error:
-                # The other seeds do not depend on this reply: their prompts go out in the same run.
-                awaiting = error
-                continue
-            if kernel is not None:
-                found.append(kernel)
-        if awaiting is not None:
-            raise awaiting
-        for kernel in found:
+        for kernel in self.stages.drafts(state, plan):
             self.stages.promote(state, SEED, kernel, audit=False)
 
     def end(self, state: TaskState, outcome: str, why: str) -> None:

@@ -12,11 +12,11 @@ from typing import Self
 from engine.backends.answers import algebra_answer, floor_us, static_answer, trace_answer
 from engine.backends.estimate import Rates, candidate_us, eager_us, rates
 from engine.backends.ladder import Answer, metric_values
-from engine.canonical import digest_text
 from engine.errors import ConfigError, Fault
 from engine.judging.client import JUDGE_VERSION, JudgeClient
 from engine.records import (
     Device,
+    Judged,
     Measurement,
     MetricValue,
     Operator,
@@ -41,26 +41,22 @@ class CpuBackend:
         self._settings = settings
         self._backend = settings.backends[settings.backend]
         self._cpu = _cpu_settings(self._backend, settings.backend)
-        self._traces: dict[tuple[str, str], Trace | None] = {}
         self.device = describe_device(settings.backend, self._backend)
         self._judge = JudgeClient(settings, "cpu", root, scratch)
 
     def judge(self, operator: Operator, source: str) -> Verdict:
         """Check one candidate on the small variants; its launches at full size are recorded, its kernels compiled."""
-        verdict = self._judge.judge(operator, source)
-        self._traces[_key(operator, source)] = verdict.trace
-        return verdict
+        return self._judge.judge(operator, source)
 
-    def measure(self, operator: Operator, source: str | None, incumbent: str | None) -> Measurement:
+    def measure(self, operator: Operator, candidate: Judged | None, incumbent: Judged | None) -> Measurement:
         """Estimated times of the candidate, the incumbent and the eager reference: n is 0, intervals are points."""
         precision, rate = self._precision(operator), self._rates(operator)
         times = {"eager": eager_us(operator.facts, rate)} if operator.facts.costs else {}
         notes = [] if times else ["eager is not estimated: the reference's operations are unknown"]
-        for who, text in (("candidate", source), ("incumbent", incumbent)):
-            trace = None if text is None else self._trace(operator, text)
-            if trace is not None:
-                times[who] = candidate_us(trace, operator.facts, rate)
-            elif text is not None:
+        for who, judged in (("candidate", candidate), ("incumbent", incumbent)):
+            if judged is not None and judged.trace is not None:
+                times[who] = candidate_us(judged.trace, operator.facts, rate)
+            elif judged is not None:
                 notes.append(f"{who} is not estimated: it has no launch record")
         ratios = [_ratio(who, us / times["candidate"]) for who, us in times.items() if "candidate" in times]
         return Measurement(
@@ -76,9 +72,9 @@ class CpuBackend:
             note="; ".join(notes),
         )
 
-    def profile(self, operator: Operator, source: str | None, metrics: Sequence[str]) -> tuple[MetricValue, ...]:
+    def profile(self, operator: Operator, candidate: Judged | None, metrics: Sequence[str]) -> tuple[MetricValue, ...]:
         """Resources of the compiled kernels, the launch record and algebra; counters do not exist here."""
-        trace = None if source is None else self._trace(operator, source)
+        trace = None if candidate is None else candidate.trace
         answers = [self._answer(name, operator, trace) for name in self._backend.profilers]
         return metric_values(metrics, self._settings.metrics, answers)
 
@@ -101,13 +97,6 @@ class CpuBackend:
     def _precision(self, operator: Operator) -> Precision:
         return operator.task.contract.precision or self._settings.judge.precision
 
-    def _trace(self, operator: Operator, source: str) -> Trace | None:
-        """The launch record: of this process's own verdict, or, after a resume, of one made now."""
-        key = _key(operator, source)
-        if key not in self._traces:
-            self.judge(operator, source)
-        return self._traces[key]
-
     def __enter__(self) -> Self:
         return self
 
@@ -115,10 +104,6 @@ class CpuBackend:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._judge.close()
-
-
-def _key(operator: Operator, source: str) -> tuple[str, str]:
-    return operator.task.task_hash, digest_text(source)
 
 
 def _ratio(over: str, value: float) -> Ratio:

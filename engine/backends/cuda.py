@@ -20,13 +20,12 @@ from typing import Self
 
 from engine.backends.answers import TIMED, algebra_answer, floor_us, static_answer, trace_answer
 from engine.backends.ladder import Answer, counters_of, metric_values
-from engine.canonical import digest_text
 from engine.errors import ConfigError, Fault, ProfilerError
 from engine.judging.client import JUDGE_VERSION, JudgeClient
 from engine.judging.confined import OUTPUT, write_launcher
 from engine.judging.gpu_state import Gpu, find_gpu, lease, lock_path
 from engine.judging.measure import Bench, Stopwatch
-from engine.records import Device, Measurement, MetricValue, Operator, Precision, Trace, Verdict
+from engine.records import Device, Judged, Measurement, MetricValue, Operator, Precision, Trace, Verdict
 from engine.settings import BackendSettings, CudaSettings, ProfilerSettings, Settings
 from engine.worker import scrubbed_environment
 from profilers.ncu import Ncu
@@ -49,7 +48,6 @@ class CudaBackend:
         self._gpu = find_gpu(self._cuda.device)
         self._scratch = scratch
         self._environment = {"CUDA_VISIBLE_DEVICES": self._gpu.uuid}
-        self._traces: dict[str, Trace] = {}
         self.device = describe_device(settings.backend, self._gpu, self._backend.hardware)
         self._judge = JudgeClient(settings, "cuda", root, scratch, self._environment)
         self._stopwatch = Stopwatch(
@@ -59,20 +57,20 @@ class CudaBackend:
     def judge(self, operator: Operator, source: str) -> Verdict:
         """Check one candidate; several may be checked at once, never while one is being timed."""
         with lease(lock_path(self._gpu.uuid), shared=True):
-            verdict = self._judge.judge(operator, source)
-        if verdict.trace is not None:
-            self._traces[digest_text(source)] = verdict.trace
-        return verdict
+            return self._judge.judge(operator, source)
 
-    def measure(self, operator: Operator, source: str | None, incumbent: str | None) -> Measurement:
+    def measure(self, operator: Operator, candidate: Judged | None, incumbent: Judged | None) -> Measurement:
         """Paired times under the exclusive lease of this GPU."""
         precision = self._precision(operator)
         floor = floor_us(operator.facts, self._backend.hardware, precision)
-        return self._stopwatch.measure(operator.task, precision, source, incumbent, floor)
+        mine = candidate.source if candidate else None
+        best = incumbent.source if incumbent else None
+        return self._stopwatch.measure(operator.task, precision, mine, best, floor)
 
-    def profile(self, operator: Operator, source: str | None, metrics: Sequence[str]) -> tuple[MetricValue, ...]:
+    def profile(self, operator: Operator, candidate: Judged | None, metrics: Sequence[str]) -> tuple[MetricValue, ...]:
         """Walk the declared ladder; a rung that cannot answer leaves its reason on the metrics that it spells."""
-        trace = None if source is None else self._trace(operator, source)
+        source = candidate.source if candidate else None
+        trace = candidate.trace if candidate else None
         answers: list[Answer] = []
         timed = not TIMED.isdisjoint(counters_of(metrics, self._settings.metrics, "algebra"))
         for name, profiler in self._backend.profilers.items():
@@ -155,13 +153,6 @@ class CudaBackend:
 
     def _precision(self, operator: Operator) -> Precision:
         return operator.task.contract.precision or self._settings.judge.precision
-
-    def _trace(self, operator: Operator, source: str) -> Trace | None:
-        """The launch record: of this process's own verdict, or, after a resume, of one made now."""
-        key = digest_text(source)
-        if key not in self._traces:
-            self.judge(operator, source)
-        return self._traces.get(key)
 
     def __enter__(self) -> Self:
         return self

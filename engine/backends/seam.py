@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from engine.records import Device, Measurement, MetricValue, Operator, Verdict
+from engine.records import Device, Judged, Measurement, MetricValue, Operator, Verdict
 
 
 class Backend(Protocol):
@@ -20,12 +20,12 @@ class Backend(Protocol):
         """Trace, compile and check one candidate against the fp64 reference."""
         ...
 
-    def measure(self, operator: Operator, source: str | None, incumbent: str | None) -> Measurement:
-        """Time a correct candidate paired with the baselines and, where given, the incumbent source; without a
-        candidate, the baselines and the floor alone."""
+    def measure(self, operator: Operator, candidate: Judged | None, incumbent: Judged | None) -> Measurement:
+        """Time a correct candidate paired with the baselines and, where given, the incumbent; without a candidate, the
+        baselines and the floor alone. Never judges again: the launch records come with the candidates."""
         ...
 
-    def profile(self, operator: Operator, source: str | None, metrics: Sequence[str]) -> tuple[MetricValue, ...]:
+    def profile(self, operator: Operator, candidate: Judged | None, metrics: Sequence[str]) -> tuple[MetricValue, ...]:
         """The named canonical metrics of a correct candidate (None: of the eager reference), one value each; a
         metric that no profiler of the ladder can give comes back with value None and a note."""
         ...

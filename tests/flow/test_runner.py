@@ -247,7 +247,11 @@ def test_repeating_a_finished_run_pays_nothing_and_adds_no_event(go):
 
 
 def test_a_swept_threshold_reuses_every_step_that_it_does_not_change(go):
-    replies = {**FAST_STAGES, "seed.seed.0.0": kernel(us=1000), "primary_conv.optimise.0.0": kernel(us=900)}
+    replies = {
+        **FAST_STAGES,
+        "seed.seed.0.0": kernel(us=1000, dram_pct=9),
+        "primary_conv.optimise.0.0": kernel(us=900, dram_write_bytes=9),
+    }
     log = go.folder / "log"
     go(replies, backend=FakeBackend(log))
     paid = log.read_text().count("\n")
@@ -281,6 +285,73 @@ def test_a_prompt_that_is_too_long_is_one_lost_draft(go):
     assert of(events, "llm_failed")[0]["failure"] == "context_window"
     assert outcome.exit_code == 0
     assert of(events, "task_ended")[0]["speedup"] == pytest.approx(2.5)
+
+
+def test_a_kernel_found_before_the_budget_ends_is_kept_whoever_its_siblings_are(go):
+    replies = {"seed.seed.0.0": kernel(us=50), "seed.seed.0.1": kernel(us=40)}
+    events, _, _ = go(replies, "search.seeds=2", "search.budget.calls=1")
+    assert of(events, "task_ended")[0]["speedup"] == pytest.approx(2.0)
+
+
+def test_a_kernel_found_before_a_sibling_breaks_the_device_is_kept(go):
+    stage = "categories.fusion_memory.stages.primary_conv.budget.candidates=2"
+    replies = {**SEED, "primary_conv.optimise.0.0": kernel(us=20), "primary_conv.optimise.0.1": kernel(us=1, boom=1)}
+    events, _, _ = go(replies, stage, backend=FakeBackend(fail_on="boom=1"))
+    end = of(events, "task_ended")[0]
+    assert (end["outcome"], end["speedup"]) == ("failed", 5.0)
+
+
+def test_with_the_budget_spent_the_other_tasks_are_ended_too(go):
+    (go.folder / "zebra.py").write_text(TASK + "# another\n")
+    events, _, _ = go(FAST_STAGES, f"task.path={go.folder}", "search.budget.calls=1")
+    assert [e["outcome"] for e in of(events, "task_ended")] == ["budget", "budget"]
+
+
+def test_a_kernel_without_a_time_does_not_block_the_ones_that_have_one(go):
+    replies = {**FAST_STAGES, "seed.seed.0.0": kernel(us="none")}
+    events, _, _ = go(replies)
+    assert of(events, "promotion")[1]["why"] == "the best so far has no time"
+    assert of(events, "task_ended")[0]["speedup"] == pytest.approx(2.5)
+
+
+def test_estimates_promote_nothing_unless_accepted(go, monkeypatch):
+    from engine.records import ScoreKind
+    from tests.support import fake_backend
+
+    monkeypatch.setattr(fake_backend, "ScoreKind", type("K", (), {"MEASURED": ScoreKind.ESTIMATED}))
+    events, _, _ = go(FAST_STAGES, "search.accept_estimates=false")
+    assert [e["promoted"] for e in of(events, "promotion")] == [True, False, False]
+
+
+def test_an_unknown_reference_has_unknown_facts(go, monkeypatch):
+    untraced = dataclasses.replace(FACTS, traced="none", conv_ops=0, pointwise_ops=0)
+    monkeypatch.setattr(engine.run, "describe", lambda tasks, scratch: tuple(untraced for _ in tasks))
+    replies = {**FAST_STAGES, "fuse_normalization.optimise.0.0": kernel(us=60)}
+    events, _, _ = go(replies)
+    rule = of(events, "rule", rule="nothing_to_fuse")[0]
+    assert (rule["outcome"], rule["missing"]) == ("unknown", ["norm_ops"])
+
+
+def test_an_observed_run_does_not_fail_on_a_rule_that_must_be_known(go):
+    rule = "+categories.fusion_memory.stages.primary_conv.skip_when.at_floor.on_missing=fail"
+    events, outcome, _ = go({**FAST_STAGES, "seed.seed.0.0": kernel(us="none")}, rule)
+    assert (of(events, "task_failed")[0]["error"], outcome.exit_code) == ("EngineError", 1)
+    events, outcome, _ = go({**FAST_STAGES, "seed.seed.0.0": kernel(us="none")}, rule, "search.rules=observe")
+    assert outcome.exit_code == 0
+
+
+def test_an_audit_leaves_no_mark_on_later_prompts(go):
+    replies = {**FAST_STAGES, "fuse_normalization.optimise.0.0": kernel(us=10)}
+    _, _, audited = go(replies, "search.audit.share=1.0")
+    assert "fuse_normalization" not in audited.prompts["fuse_activation_pooling.optimise.0.0"]
+
+
+def test_an_edited_task_is_run_again_by_the_same_command(go):
+    go(FAST_STAGES)
+    (go.folder / "toy.py").write_text(TASK.replace("N = 8", "N = 9"))
+    events, _, llm = go(FAST_STAGES)
+    assert llm.seen["seed.seed.0.0"] == 1
+    assert len(of(events, "task_started")) == 2
 
 
 def test_an_audited_skip_runs_and_never_promotes(go):

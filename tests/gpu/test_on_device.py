@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.backends.detect import cuda_devices
+from engine.records import Judged
 
 pytestmark = [
     pytest.mark.gpu,
@@ -61,7 +62,7 @@ def test_a_broken_kernel_is_not(backend, cases, label):
 
 def test_a_kernel_paired_with_itself_shows_no_difference(backend, cases):
     operator, kernel = cases["rows"]
-    ratio = backend.measure(operator, kernel, kernel).ratio("incumbent")
+    ratio = backend.measure(operator, Judged(kernel, None), Judged(kernel, None)).ratio("incumbent")
     assert ratio.lo - 0.01 <= 1.0 <= ratio.hi + 0.01
     assert ratio.hi / ratio.lo < 1.05
 
@@ -71,12 +72,13 @@ def test_doubled_work_is_recovered(backend, cases):
     once = "row_softmax_kernel[(rows,)](x, out, columns, BLOCK=triton.next_power_of_2(columns), num_warps=8)"
     assert once in kernel
     twice = kernel.replace(once, f"{once}\n        {once}")
-    ratio = backend.measure(operator, kernel, twice).ratio("incumbent")
+    ratio = backend.measure(operator, Judged(kernel, None), Judged(twice, None)).ratio("incumbent")
     assert ratio.value == pytest.approx(2.0, rel=0.1)
 
 
 def test_baselines_are_measured_and_the_candidate_is_not(backend, cases):
-    measurement = backend.measure(*cases["matmul"], None)
+    operator, kernel = cases["matmul"]
+    measurement = backend.measure(operator, Judged(kernel, None), None)
     kinds = {timing.who: timing.score_kind.value for timing in measurement.timings}
     assert kinds["candidate"] == "unverified"
     assert kinds["eager"] == "measured"
@@ -88,7 +90,7 @@ def test_baselines_are_measured_and_the_candidate_is_not(backend, cases):
 def test_a_candidate_that_fails_while_timed_leaves_the_baselines(backend, cases):
     operator, kernel = cases["rows"]
     broken = kernel.replace("rows, columns = x.shape", "raise RuntimeError('not today')")
-    measurement = backend.measure(operator, broken, None)
+    measurement = backend.measure(operator, Judged(broken, None), None)
     assert measurement.timing("candidate") is None
     assert "not today" in measurement.note
 
@@ -96,7 +98,8 @@ def test_a_candidate_that_fails_while_timed_leaves_the_baselines(backend, cases)
 def test_counters_describe_the_kernel_and_agree_with_algebra(backend, settings, cases):
     operator, kernel = cases["rows"]
     wanted = sorted(settings.metrics)
-    values = {value.metric: value for value in backend.profile(operator, kernel, wanted)}
+    candidate = Judged(kernel, backend.judge(operator, kernel).trace)
+    values = {value.metric: value for value in backend.profile(operator, candidate, wanted)}
     assert set(values) == set(wanted)
     assert all(value.value is not None or value.note for value in values.values())
     reading = values["dram_read_bytes"]
@@ -116,6 +119,7 @@ def test_an_absent_tool_degrades_by_declaration(settings, cases, tmp_path):
     ncu = replace(declared.profilers["ncu"], path="no-such-ncu")
     without = replace(declared, profilers={**declared.profilers, "ncu": ncu})
     with CudaBackend(replace(settings, backends={"cuda": without}), ROOT, tmp_path) as backend:
-        (value,) = backend.profile(*cases["rows"], ["dram_pct"])
+        operator, kernel = cases["rows"]
+        (value,) = backend.profile(operator, Judged(kernel, None), ["dram_pct"])
     assert value.value is None
     assert "no-such-ncu" in value.note
