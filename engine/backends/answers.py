@@ -84,8 +84,8 @@ def floor_us(facts: Facts, hardware: Mapping[str, float], precision: Precision) 
 
 
 SPLIT_PRODUCTS = 3
-"""A product of split operands on tensor cores (tl.dot's tf32x3) is as exact as fp32 and takes three TF32 products; on an
-H200 such kernels ran at 0.92 to 0.96 of a floor made from the fp32 rate."""
+"""A product of split operands on tensor cores (tl.dot's tf32x3) is as exact as fp32 and takes three TF32 products; on
+an H200 such kernels ran at 0.92 to 0.96 of a floor made from the fp32 rate."""
 
 
 def _tflops(facts: Facts, hardware: Mapping[str, float], precision: Precision) -> float:
