@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = (sys.executable, "-m", "engine")
-PAUSE_S = 1.0
+PAUSE_S = 0.3
 ROW = ("kind", "task_id", "stage", "candidate_id", "role", "attempt", "sample", "who", "over", "metric", "rule")
 """What names a row without its measured values: those differ between two runs."""
 
@@ -84,7 +84,7 @@ def run_trial(
         now = len(events_of(broken))
         target = now + draw.randint(0, max(1, 2 * (length - now) // (left + 1)))
         commands += 1
-        if not _kill_at(command, broken, min(target, length - 1), draw.uniform(0.0, PAUSE_S)):
+        if not _kill_at(command, broken, min(target, length - 8), draw.uniform(0.0, PAUSE_S)):
             break
         moments.append(len(events_of(broken)))
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)

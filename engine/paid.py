@@ -120,7 +120,7 @@ class Paid:
 
     def verdict(self, operator: Operator, source: str) -> Verdict:
         # What cannot change a verdict is kept out of its address: a sweep over promotion policy must not judge anew.
-        judge = encode(replace(self.settings.judge, lanes=1, allow_unverified=True, sandbox="best_effort"))
+        judge = encode(replace(self.settings.judge, allow_unverified=True, sandbox="best_effort"))
         back_end = self.settings.backends[self.settings.backend]
         compiled = {"target": back_end.target, "compile": back_end.cpu is None or back_end.cpu.compile_kernels}
         inputs = {**self._subject(operator, source), "judge": judge, **compiled}

@@ -249,8 +249,6 @@ class JudgeSettings:
     """Whether a fallback result may become parent or best (always so on cuda until launch plans exist)."""
     sandbox: Literal["best_effort", "required"]
     limits: LimitSettings
-    lanes: Positive
-    """Candidates judged at once."""
 
 
 @dataclass(frozen=True, slots=True)
