@@ -192,7 +192,7 @@ BROKEN = {
     "not finite": (["search.min_gain=nan"], "search.min_gain: expected a finite number"),
     "not one of": (["judge.precision=tf23"], "judge.precision: expected one of ieee, tf32, reduced, got 'tf23'"),
     "choice, close": (["search.rules=observed"], "did you mean 'observe'?"),
-    "null where a value is needed": (["judge.lanes=null"], "judge.lanes: expected int, got None"),
+    "null where a value is needed": (["judge.seeds=null"], "judge.seeds: expected int, got None"),
     "deleted key": (["~search.history"], "search.history: missing; expected int"),
     "no default": (["task=path"], "task.path: missing; it has no default (conf/task/path.yaml)"),
     "script missing": (["llm=scripted"], "llm.script: missing; it has no default (conf/llm/scripted.yaml)"),
