@@ -26,6 +26,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = (sys.executable, "-m", "engine")
 PAUSE_S = 0.3
+KILLS_A_TRIAL = 10
+"""A killed run finishes more of itself with every command; fresh trials spread the kills over the whole of it."""
 ROW = ("kind", "task_id", "stage", "candidate_id", "role", "attempt", "sample", "who", "over", "metric", "rule")
 """What names a row without its measured values: those differ between two runs."""
 
@@ -137,7 +139,7 @@ def main() -> int:
         while total < given.kills:
             place = Path(folder) / str(len(trials))
             place.mkdir()
-            trial = run_trial(given.kills - total, given.seed + len(trials), place, given.overrides)
+            trial = run_trial(min(KILLS_A_TRIAL, given.kills - total), given.seed + len(trials), place, given.overrides)
             total += trial.kills
             trials.append(trial)
             sys.stdout.write(json.dumps(asdict(trial)) + "\n")
