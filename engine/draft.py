@@ -35,6 +35,8 @@ class TaskState:
     best: Kernel | None = None
     previous: Kernel | None = None
     history: list[Attempt] = field(default_factory=list)
+    roles: dict[str, str] = field(default_factory=dict)
+    """candidate_id -> role of the call that wrote it."""
     gain: float = 1.0
     """Of the running stage: the product of the paired ratios with which its kernels replaced the best."""
 
@@ -107,8 +109,9 @@ class Drafter:
         context = replace(
             base,
             broken_source=failure.source,
-            error=trim_error(failure.message, search.error_chars),
-            history=self._history(state, plan, start),
+            error=trim_error(f"{failure.reason}: {failure.message}", search.error_chars),
+            # The last attempt is this failure, which the prompt shows in full.
+            history=self._history(state, plan, state.history[start:-1]),
         )
         if search.error_analysis and failure.source is not None:
             advice = self._advice(state, plan, context, "error_analysis", ERROR_ANALYSIS_KEYS, attempt)
@@ -137,22 +140,28 @@ class Drafter:
             strategy=None,
             metrics=plan.metrics,
             scores=_view(view) if best else None,
-            history=self._history(state, plan, len(state.history)),
+            history=self._history(state, plan, []),
             sample=sample,
             samples=plan.samples,
             trace=best.verdict.trace if best else None,
         )
 
-    def _history(self, state: TaskState, plan: Plan, start: int) -> tuple[Attempt, ...]:
+    def _history(self, state: TaskState, plan: Plan, own: list[Attempt]) -> tuple[Attempt, ...]:
         # A sibling's attempts stay out: its reply may be awaited still, and an answered prompt must not change.
         shown = self.settings.search.history
-        known = [*state.history[: plan.known], *state.history[start:]]
+        known = [*state.history[: plan.known], *own]
         return tuple(known[-shown:]) if shown else ()
 
-    def _ask(self, state: TaskState, plan: Plan, context: PromptContext, role: str, attempt: int) -> Reply:
+    def _ask(self, state: TaskState, plan: Plan, context: PromptContext, role: str, attempt: int) -> Reply | LlmError:
+        """The reply, or an error that is this call's alone; what concerns the whole run is raised."""
         slot = Slot(state.task_id, state.category_name, plan.name, role, attempt, context.sample)
         messages = self.prompts.render(role, context)
-        return self.paid.reply(request_for(self.settings.llm, slot, messages, context.sample))
+        try:
+            return self.paid.reply(request_for(self.settings.llm, slot, messages, context.sample))
+        except LlmError as error:
+            if _ends_run(error):
+                raise
+            return error
 
     def _advice(
         self,
@@ -164,13 +173,8 @@ class Drafter:
         attempt: int,
     ) -> Mapping[str, str] | None:
         """A JSON answer that helps the next prompt; unreadable or failed, the flow goes on without it."""
-        try:
-            reply = self._ask(state, plan, context, role, attempt)
-        except (AwaitingReply, BudgetSpent):
-            raise
-        except LlmError as error:
-            if _ends_run(error):
-                raise
+        reply = self._ask(state, plan, context, role, attempt)
+        if isinstance(reply, LlmError):
             return None
         advice = extract_json(reply.text, keys)
         if advice is None:
@@ -194,14 +198,9 @@ class Drafter:
         attempt: int,
         broken: Failure | None,
     ) -> Kernel | Failure:
-        try:
-            reply = self._ask(state, plan, context, role, attempt)
-        except (AwaitingReply, BudgetSpent):
-            raise
-        except LlmError as error:
-            if _ends_run(error):
-                raise
-            return self._failed(state, plan, role, Failure(error.kind, str(error), None, None))
+        reply = self._ask(state, plan, context, role, attempt)
+        if isinstance(reply, LlmError):
+            return self._failed(state, plan, role, Failure(reply.kind, str(reply), None, None))
         extracted = extract_code(reply)
         if extracted.code is None:
             self.paid.journal.write(
@@ -244,6 +243,7 @@ class Drafter:
             source_hash=digest_text(source),
         )
         self.paid.folder.write_source(state.task_id, name, source)
+        state.roles[name] = role
         verdict = self.paid.verdict(state.operator, source)
         self._note_verdict(state, plan, name, verdict)
         if verdict.status is not Status.CORRECT:
@@ -327,8 +327,10 @@ class Drafter:
 
 
 def _ends_run(error: LlmError) -> bool:
-    """Whether no other request can fare better: a refused key, account, model or request form. A prompt that is too
-    long or offends a policy is that draft's failure."""
+    """Whether no other request can fare better: an awaited reply, a spent budget, a refused key, account, model or
+    request form. A prompt that is too long or offends a policy is that draft's failure."""
+    if isinstance(error, AwaitingReply | BudgetSpent):
+        return True
     return isinstance(error, LlmRefused) and error.kind not in ("context_window", "content_policy")
 
 

@@ -73,11 +73,11 @@ class RichDisplay:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("operator", "category", "stage"):
             table.add_column(name, no_wrap=True)
-        for name in ("correct", "vs eager", "tokens"):
+        for name in ("candidates", "vs eager", "tokens"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("")
         for task_id, task in self._tasks.items():
-            correct = f"{task.correct}/{task.candidates}"
+            correct = f"{task.correct} of {task.candidates} correct"
             row = (task_id, task.category, task.stage, correct, times(task.best), count(task.tokens), task.outcome)
             table.add_row(*map(Text, row), style=None if task.outcome == "running" else "dim")
         lines = (Text(text, style="dim", no_wrap=True, overflow="ellipsis") for text in self._last)

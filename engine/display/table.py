@@ -20,10 +20,12 @@ def end_table(rows: Sequence[OperatorRow], folder: str = "") -> str:
     cells = [HEADER, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(HEADER))]
     out = [_line(HEADER, widths), "  ".join("-" * width for width in widths)]
-    stage_width = max((len(stage.name) for row in rows for stage in row.stages), default=0)
+    stages = [stage for row in rows for stage in row.stages]
+    name_width = max((len(stage.name) for stage in stages), default=0)
+    candidates_width = max((len(_candidates(stage)) for stage in stages), default=0)
     for row, line in zip(rows, cells[1:], strict=True):
         out.append(_line(line, widths))
-        out.extend(_stage(stage, stage_width) for stage in row.stages)
+        out.extend(_stage(stage, name_width, candidates_width) for stage in row.stages)
         if row.outcome not in ("done", "exited"):
             out.append(f"  {row.outcome}" + (f": {_cut(row.why)}" if row.why else ""))
     out.append(_totals(rows))
@@ -41,8 +43,14 @@ def _cells(row: OperatorRow) -> tuple[str, ...]:
         times(row.headroom),
         count(row.tokens),
         money(row.cost_usd),
-        row.best_path or "none correct",
+        _best(row),
     )
+
+
+def _best(row: OperatorRow) -> str:
+    if row.best_path is None:
+        return "none correct" if row.ended else "none yet"
+    return row.best_path if row.ended else f"{row.best_path} (best so far)"
 
 
 def _score(score: Score | None) -> str:
@@ -61,10 +69,23 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(padded).rstrip()
 
 
-def _stage(stage: StageRow, width: int) -> str:
-    parts = [f"  {stage.name.ljust(width)}  {stage.outcome.ljust(9)}"]
+def _candidates(stage: StageRow) -> str:
+    """`2 of 3 candidates correct (2 drafts, 1 repair)`; what they were is left out where no draft was repaired."""
+    if not stage.candidates:
+        return ""
+    told = f"{stage.correct} of {_number(stage.candidates, 'candidate')} correct"
+    drafts = stage.candidates - stage.repairs
+    return f"{told} ({_number(drafts, 'draft')}, {_number(stage.repairs, 'repair')})" if stage.repairs else told
+
+
+def _number(value: int, noun: str) -> str:
+    return f"{value} {noun}" if value == 1 else f"{value} {noun}s"
+
+
+def _stage(stage: StageRow, name_width: int, candidates_width: int) -> str:
+    parts = [f"  {stage.name.ljust(name_width)}  {stage.outcome.ljust(9)}"]
     if stage.candidates:
-        parts.append(f"{stage.correct}/{stage.candidates} correct")
+        parts.append(_candidates(stage).ljust(candidates_width))
     if stage.gain is not None:
         parts.append(f"gain {times(stage.gain)}")
     if stage.rule or stage.why:

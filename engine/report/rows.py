@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from engine.canonical import Json
 
 EAGER = "eager"
+REPAIR = "repair"
+RUNNING = "running"
+"""An operator or stage that has not ended, a candidate that the judge has not answered on."""
+OPEN = frozenset({RUNNING, "waiting"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,11 @@ class StageRow:
     rule: str | None
     gain: float | None
     candidates: int
+    """Judged ones: drafts and their repairs."""
+    repairs: int
+    """Of `candidates`."""
     correct: int
+    """Of `candidates`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,7 @@ class OperatorRow:
     """done, exited, unsolved, budget, failed, waiting or running."""
     why: str
     best_id: str | None
+    """Of an operator that has not ended, with `vs_eager` and `score_kind`: the best so far."""
     vs_eager: Score | None
     vs_fastest: Score | None
     score_kind: str | None
@@ -73,6 +82,10 @@ class OperatorRow:
     points: tuple[CandidatePoint, ...]
 
     @property
+    def ended(self) -> bool:
+        return self.outcome not in OPEN
+
+    @property
     def tokens(self) -> int:
         return self.input_tokens + self.output_tokens
 
@@ -84,7 +97,9 @@ class OperatorRow:
 @dataclass(slots=True)
 class _Stage:
     name: str
-    outcome: str = "running"
+    announced: bool
+    """False of the drafts before the first stage: no event says that they begin or end."""
+    outcome: str = RUNNING
     why: str = ""
     rule: str | None = None
     gain: float | None = None
@@ -94,7 +109,10 @@ class _Stage:
 class _Point:
     candidate_id: str
     stage: str
-    status: str = "running"
+    role: str
+    kind: str | None = None
+    """Score kind of its own time."""
+    status: str = RUNNING
     reason: str | None = None
     promoted: bool = False
 
@@ -105,7 +123,7 @@ class _Task:
     name: str
     category: str
     named: bool
-    outcome: str = "running"
+    outcome: str = RUNNING
     why: str = ""
     best_id: str | None = None
     speedup: float | None = None
@@ -136,7 +154,7 @@ def rows(events: Iterable[Json]) -> tuple[OperatorRow, ...]:
 
 
 def _stage_started(task: _Task, event: Json) -> None:
-    task.stages[event["stage"]] = _Stage(event["stage"])
+    task.stages[event["stage"]] = _Stage(event["stage"], announced=True)
 
 
 def _llm_call(task: _Task, event: Json) -> None:
@@ -150,8 +168,8 @@ def _llm_call(task: _Task, event: Json) -> None:
 
 
 def _candidate(task: _Task, event: Json) -> None:
-    task.stages.setdefault(event["stage"], _Stage(event["stage"], outcome="done"))
-    task.points.setdefault(event["candidate_id"], _Point(event["candidate_id"], event["stage"]))
+    task.stages.setdefault(event["stage"], _Stage(event["stage"], announced=False))
+    task.points.setdefault(event["candidate_id"], _Point(event["candidate_id"], event["stage"], event["role"]))
 
 
 def _verdict(task: _Task, event: Json) -> None:
@@ -160,18 +178,28 @@ def _verdict(task: _Task, event: Json) -> None:
         point.status, point.reason = event["status"], event["reason"]
 
 
+def _timing(task: _Task, event: Json) -> None:
+    if event["who"] == "candidate" and event["candidate_id"] in task.points:
+        task.points[event["candidate_id"]].kind = event["score_kind"]
+
+
 def _ratio(task: _Task, event: Json) -> None:
     score = Score(event["over"], event["value"], event["lo"], event["hi"])
     task.ratios.setdefault((event["candidate_id"], event["over"]), score)
 
 
 def _promotion(task: _Task, event: Json) -> None:
-    if event["promoted"] and event["candidate_id"] in task.points:
-        task.points[event["candidate_id"]].promoted = True
+    if not event["promoted"] or event["candidate_id"] not in task.points:
+        return
+    point = task.points[event["candidate_id"]]
+    point.promoted = True
+    if task.outcome in OPEN:
+        own = task.ratios.get((point.candidate_id, EAGER))
+        task.best_id, task.speedup, task.score_kind = point.candidate_id, own.value if own else None, point.kind
 
 
 def _stage_ended(task: _Task, event: Json) -> None:
-    stage = task.stages.setdefault(event["stage"], _Stage(event["stage"]))
+    stage = task.stages.setdefault(event["stage"], _Stage(event["stage"], announced=True))
     stage.outcome, stage.why, stage.rule = event["outcome"], event["why"] or "", event["rule"]
     stage.gain = event["stage_gain"]
 
@@ -196,6 +224,7 @@ _FOLDS: Mapping[str, Callable[[_Task, Json], None]] = {
     "llm_call": _llm_call,
     "candidate": _candidate,
     "verdict": _verdict,
+    "timing": _timing,
     "ratio": _ratio,
     "promotion": _promotion,
     "stage_ended": _stage_ended,
@@ -224,7 +253,7 @@ def _row(task: _Task) -> OperatorRow:
         calls=task.calls,
         cost_usd=None if task.unpriced else task.cost_usd,
         best_path=f"tasks/{task.task_id}/best.py" if task.best_id else None,
-        stages=tuple(_stage_row(stage, points) for stage in task.stages.values()),
+        stages=tuple(_stage_row(task, stage) for stage in task.stages.values()),
         points=points,
     )
 
@@ -238,10 +267,19 @@ def _score(task: _Task, over: str | None, value: float | None) -> Score | None:
     return ratio if ratio is not None and ratio.value == value else Score(over, value)
 
 
-def _stage_row(stage: _Stage, points: tuple[CandidatePoint, ...]) -> StageRow:
-    own = [point for point in points if point.stage == stage.name]
-    correct = sum(point.status == "correct" for point in own)
-    return StageRow(stage.name, stage.outcome, stage.why, stage.rule, stage.gain, len(own), correct)
+def _stage_row(task: _Task, stage: _Stage) -> StageRow:
+    judged = [point for point in task.points.values() if point.stage == stage.name and point.status != RUNNING]
+    over = not stage.announced and (task.outcome not in OPEN or len(task.stages) > 1)
+    return StageRow(
+        stage.name,
+        "done" if over else stage.outcome,
+        stage.why,
+        stage.rule,
+        stage.gain,
+        candidates=len(judged),
+        repairs=sum(point.role == REPAIR for point in judged),
+        correct=sum(point.status == "correct" for point in judged),
+    )
 
 
 def _point(task: _Task, point: _Point) -> CandidatePoint:

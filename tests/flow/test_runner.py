@@ -374,6 +374,35 @@ def test_seeds_never_see_a_parent_and_stages_see_the_history(go):
     assert "us=" not in llm.prompts["seed.seed.0.0"]
 
 
+@pytest.mark.parametrize(
+    ("seeds", "label"),
+    [
+        (SEED, "- seed, seed: best so far"),
+        ({"seed.seed.0.0": kernel(reason="shape"), "seed.repair.1.0": kernel(us=200)}, "- seed, repair: best so far"),
+    ],
+    ids=["seed", "repair"],
+)
+def test_the_history_names_the_role_that_wrote_a_kernel(go, seeds, label):
+    _, _, llm = go({**FAST_STAGES, **seeds})
+    assert label in llm.prompts["primary_conv.optimise.0.0"]
+    assert "- primary_conv, optimise: best so far" in llm.prompts["fuse_activation_pooling.optimise.0.0"]
+
+
+def test_prompts_show_the_failure_at_hand_once_and_earlier_ones_in_the_history(go):
+    replies = {
+        **FAST_STAGES,
+        "primary_conv.optimise.0.0": kernel(reason="shape"),
+        "primary_conv.repair.1.0": kernel(reason="dtype"),
+        "primary_conv.repair.2.0": kernel(us=70),
+    }
+    _, _, llm = go(replies, "search.error_analysis=true")
+    for role in ("error_analysis", "repair"):
+        first, second = llm.prompts[f"primary_conv.{role}.1.0"], llm.prompts[f"primary_conv.{role}.2.0"]
+        assert first.count("the fake judge says shape") == second.count("the fake judge says dtype") == 1
+        assert "shape: the fake judge says shape" in first.partition("# What the judge says")[2]
+        assert "- primary_conv, optimise: shape: the fake judge says shape" in second
+
+
 def test_metrics_reach_the_prompt_with_parent_previous_and_baseline(go):
     replies = {
         "seed.seed.0.0": kernel(us=200, dram_write_bytes=111),

@@ -165,7 +165,7 @@ HISTORY = (
     Attempt("primary_conv", "optimise", "slower", "", 0.74),
 )
 REQUIREMENT = (
-    "The kernel is correct, but it breaks a requirement of this stage.\n"
+    "requirement: The kernel is correct, but it breaks a requirement of this stage.\n"
     "Rule: launches_per_timestep <= 1. Found: launches_per_timestep = 2.002."
 )
 STRATEGY = {"bottleneck": "intermediates", "method": "epilogue fusion", "plan": "apply bias before the store"}
@@ -202,7 +202,7 @@ def cases() -> dict[str, tuple[str, PromptContext]]:
         "optimise-nothing-known": ("optimise", bare),
         "error_analysis-loop": ("error_analysis", loop),
         "repair-loop": ("repair", replace(loop, analysis=ANALYSIS)),
-        "repair-no-code": ("repair", replace(conv, error="no fenced block")),
+        "repair-no-code": ("repair", replace(conv, error="no_code: no fenced block")),
     }
 
 

@@ -37,8 +37,17 @@ def call(write: Writer, task: str, stage: str, *, usd: float | None = 0.01, toke
     write("llm_call", task, stage, **usage, **fields)
 
 
-def draft(write: Writer, task: str, stage: str, name: str, *, reason: str | None, speedup: float | None = None) -> None:
-    write("candidate", task, stage, candidate_id=name, parent_id=None, role="optimise", proposer="llm", audit=False)
+def draft(
+    write: Writer,
+    task: str,
+    stage: str,
+    name: str,
+    *,
+    reason: str | None,
+    speedup: float | None = None,
+    role: str = "optimise",
+) -> None:
+    write("candidate", task, stage, candidate_id=name, parent_id=None, role=role, proposer="llm", audit=False)
     status = "correct" if reason is None else "rejected"
     message = "" if reason is None else "out[3] is 4.0, expected 2.0\nsecond line"
     write("verdict", task, stage, candidate_id=name, status=status, reason=reason, message=message, error_ratio=1.0)
@@ -87,7 +96,7 @@ def sample_events() -> list[dict[str, Any]]:
     call(write, "alpha", "seed")
     draft(write, "alpha", "seed", "aaaaaaaaaaaa", reason="wrong_result")
     call(write, "alpha", "seed")
-    draft(write, "alpha", "seed", "bbbbbbbbbbbb", reason=None, speedup=0.5)
+    draft(write, "alpha", "seed", "bbbbbbbbbbbb", reason=None, speedup=0.5, role="repair")
     promote(write, "alpha", "seed", "bbbbbbbbbbbb")
     write("stage_started", "alpha", "tile", audit=False)
     call(write, "alpha", "tile")

@@ -10,7 +10,7 @@ from engine.display.none import NoDisplay
 from engine.display.plain import PlainDisplay
 from engine.errors import ConfigError
 from engine.report import rows
-from tests.support.sample_journal import RUN, sample_events
+from tests.support.sample_journal import RUN, Writer, draft, promote, sample_events, start
 
 
 class Terminal(io.StringIO):
@@ -85,7 +85,7 @@ def test_plain_says_what_a_person_wants_to_know():
 
 def test_rich_shows_every_operator_and_restores_the_terminal():
     text = shown("rich", Terminal())
-    for words in ("alpha", "level1/beta", "gamma", "2.00x"):
+    for words in ("alpha", "level1/beta", "gamma", "2.00x", "2 of 3 correct"):
         assert words in text
     assert text.rstrip("\n").count("\x1b[?25l") == text.count("\x1b[?25h") == 1
 
@@ -165,14 +165,14 @@ TABLE = """\
 operator     category                vs eager  vs fastest                  score     headroom  tokens   cost  best kernel
 -----------  ------------  ------------------  --------------------------  --------  --------  ------  -----  -------------------------
 alpha        pointy        2.00x [1.90, 2.10]  1.60x [1.40, 1.80] compile  measured     5.00x     450  $0.03  tasks/alpha/best.py
-  seed  done       1/2 correct
-  tile  done       1/1 correct  gain 4.00x
+  seed  done       1 of 2 candidates correct (1 draft, 1 repair)
+  tile  done       1 of 1 candidate correct                       gain 4.00x
   fuse  skipped    nothing: nothing to fuse
 level1/beta  flat (named)  0.50x [0.40, 0.60]  0.40x [0.35, 0.45] compile  measured     5.00x     150      ?  tasks/level1/beta/best.py
-  seed  done       1/1 correct
+  seed  done       1 of 1 candidate correct
 gamma        flat                           -  -                           -                -       0  $0.00  none correct
   failed: WorkerError: worker died
-delta        flat                           -  -                           -                -       0  $0.00  none correct
+delta        flat                           -  -                           -                -       0  $0.00  none yet
   waiting: for replies in box/out
 2 of 4 operators have a correct kernel; 600 tokens, cost unknown
 files: results/runs/x
@@ -181,6 +181,52 @@ files: results/runs/x
 
 def test_end_table():
     assert end_table(rows(sample_events()), "results/runs/x") == TABLE
+
+
+def waiting_in_seeds(write: Writer) -> None:
+    """Two seeds, one of them repaired, and a third whose judgement was cut short; nothing has become best."""
+    draft(write, "t", "seed", "a", reason="wrong_result", role="seed")
+    draft(write, "t", "seed", "b", reason=None, speedup=0.5, role="repair")
+    draft(write, "t", "seed", "c", reason=None, speedup=0.4, role="seed")
+    write("candidate", "t", "seed", candidate_id="d", role="seed")
+
+
+def waiting_in_a_stage(write: Writer) -> None:
+    waiting_in_seeds(write)
+    write("timing", "t", "seed", candidate_id="b", who="candidate", score_kind="measured")
+    promote(write, "t", "seed", "b")
+    promote(write, "t", "seed", "c", promoted=False)
+    write("stage_started", "t", "tile", audit=False)
+
+
+@pytest.mark.parametrize(
+    ("story", "operator", "stages", "solved"),
+    [
+        (
+            waiting_in_seeds,
+            ("-", "none yet"),
+            ["seed  running    2 of 3 candidates correct (2 drafts, 1 repair)"],
+            "0 of 1",
+        ),
+        (
+            waiting_in_a_stage,
+            ("0.50x [0.40, 0.60]", "measured", "tasks/t/best.py (best so far)"),
+            ["seed  done       2 of 3 candidates correct (2 drafts, 1 repair)", "tile  running"],
+            "1 of 1",
+        ),
+    ],
+    ids=["seeds", "stage"],
+)
+def test_end_table_while_replies_are_awaited(story, operator, stages, solved):
+    write = Writer()
+    start(write, "t", "c")
+    story(write)
+    write("waiting", "t", where="box/out")
+    _, _, shown_operator, *shown_stages, why, totals = end_table(rows(write.events)).splitlines()
+    assert all(words in shown_operator for words in operator)
+    assert [stage.strip() for stage in shown_stages] == stages
+    assert why == "  waiting: for replies in box/out"
+    assert totals.startswith(f"{solved} operators have a correct kernel")
 
 
 def test_end_table_without_rows():

@@ -57,11 +57,11 @@ def test_unknown_price_makes_the_cost_unknown_not_zero(by_task):
 
 
 def test_stages_say_what_happened(by_task):
-    told = [(s.name, s.outcome, s.rule, s.gain, s.correct, s.candidates) for s in by_task["alpha"].stages]
+    told = [(s.name, s.outcome, s.rule, s.gain, s.correct, s.candidates, s.repairs) for s in by_task["alpha"].stages]
     assert told == [
-        ("seed", "done", None, None, 1, 2),
-        ("tile", "done", None, 4.0, 1, 1),
-        ("fuse", "skipped", "nothing", None, 0, 0),
+        ("seed", "done", None, None, 1, 2, 1),
+        ("tile", "done", None, 4.0, 1, 1, 0),
+        ("fuse", "skipped", "nothing", None, 0, 0, 0),
     ]
 
 
@@ -86,6 +86,19 @@ def test_an_open_stage_is_running():
     write("stage_started", "t", "one", audit=False)
     assert rows(write.events)[0].stages[0].outcome == "running"
     assert rows(write.events)[0].outcome == "running"
+
+
+def test_the_best_so_far_gives_way_to_the_end():
+    write = Writer()
+    start(write, "t", "c")
+    draft(write, "t", "seed", "slow", reason=None, speedup=0.5)
+    promote(write, "t", "seed", "slow")
+    so_far = rows(write.events)[0]
+    assert (so_far.ended, so_far.best_id, so_far.vs_eager.value, so_far.vs_fastest) == (False, "slow", 0.5, None)
+    end(write, "t", "done", "fast", 3.0)
+    promote(write, "t", "seed", "slow")
+    ended = rows(write.events)[0]
+    assert (ended.ended, ended.best_id, ended.vs_eager.value) == (True, "fast", 3.0)
 
 
 def test_summary_totals():
