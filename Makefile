@@ -1,6 +1,7 @@
 # Everything needs python3 (3.11 or newer), pip and make, nothing else.
 #   make run      four operators through their stage plans, from recordings; then the leaderboard
 #   make test     the tests; those marked gpu run where a CUDA device answers
+#   make soak     500 candidates in a row through the judge of a CUDA device, hanging and crashing ones among them
 #   make check    what must hold before a commit: lint, format, types, tests, coverage of the pure core
 # On a GPU machine whose torch brings another triton: make setup CONSTRAINTS=/dev/null
 
@@ -19,7 +20,7 @@ CORE := engine/canonical.py engine/codec.py engine/settings.py engine/records.py
   engine/vocabulary.py engine/rules.py engine/extract.py engine/classify.py engine/kernel.py \
   engine/report/rows.py engine/report/figure.py engine/report/files.py engine/display/lines.py engine/display/table.py
 
-.PHONY: setup run test check format gpu clean
+.PHONY: setup run test check format gpu soak clean
 
 setup: $(READY)
 
@@ -44,6 +45,9 @@ check: setup
 
 gpu: setup
 	$(BIN)/python -m pytest -m gpu
+
+soak: setup
+	$(BIN)/python -m benchmarks.judge_soak --out results/soak
 
 format: setup
 	$(BIN)/ruff check --fix .

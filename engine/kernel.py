@@ -41,7 +41,7 @@ class Scores:
     floor_us: float | None
 
 
-BASELINES = ("eager", "compile")
+BASELINES = ("eager", "compile", "eager_graph", "compile_graph")
 
 
 def fastest_baseline(measurement: Measurement) -> str | None:

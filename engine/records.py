@@ -50,6 +50,7 @@ class Reason(StrEnum):
     REQUIREMENT = "requirement"
     INTERPRETER_LIMIT = "interpreter_limit"
     UNSUPPORTED = "unsupported"
+    DEGENERATE_TASK = "degenerate_task"
 
 
 class Mode(StrEnum):
@@ -109,6 +110,62 @@ class Task:
     task_hash: str
     level: int | None = None
     number: int | None = None
+
+
+class LintCode(StrEnum):
+    """What makes a task prove little. Documented in docs/tasks.md."""
+
+    NON_FINITE = "non_finite"
+    CONSTANT_OUTPUT = "constant_output"
+    ROW_CONSTANT = "row_constant"
+    ZERO_OUTPUT = "zero_output"
+    INSENSITIVE_TO_INPUT = "insensitive_to_input"
+    INSENSITIVE_TO_PARAMETER = "insensitive_to_parameter"
+    RETURNS_INPUT = "returns_input"
+    NON_NEGATIVE_INPUTS = "non_negative_inputs"
+    STOCHASTIC = "stochastic"
+    SINGLE_SHAPE = "single_shape"
+    NO_ODD_SHAPE = "no_odd_shape"
+
+
+class LintSeverity(StrEnum):
+    """How much a fault of a task costs."""
+
+    ERROR = "error"
+    """The judge accepts a wrong kernel under every suite, so an accepted one proves nothing."""
+    WARNING = "warning"
+    """The fault holds under every suite; the judge's comparison still tells right from wrong."""
+    REPAIRED = "repaired"
+    """The draw as shipped has the fault, and what the judge runs beside it does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class LintFinding:
+    """One fault of a task. `tensor`: `output`, `inputs`, `input 0`, `parameters`, a parameter's name, or `shapes`."""
+
+    code: LintCode
+    severity: LintSeverity
+    tensor: str
+    suites: tuple[str, ...]
+    """Suites of the smallest variant under which it holds."""
+    measured: float | None
+    """The number that the code's criterion is about, under the first of `suites`."""
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskLint:
+    """What was found wrong with a task, on which variants and suites; `remarks` say what could not be examined."""
+
+    task_id: str
+    findings: tuple[LintFinding, ...]
+    variants: tuple[str, ...]
+    suites: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def errors(self) -> tuple[LintFinding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity is LintSeverity.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +291,10 @@ class Verdict:
     """Layers that were active."""
     seed: int | None = None
     wall_s: float = 0.0
+    gpu_s: float = 0.0
+    """Seconds for which it held a GPU."""
+    stages: Mapping[str, float] = field(default_factory=dict)
+    """Wall-clock seconds by stage: screen, trace, compile, check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +338,10 @@ class Measurement:
     settings: Mapping[str, str]
     """What both sides ran under: TF32, determinism, autograd, clocks, protocol."""
     note: str = ""
+    gpu_s: float = 0.0
+    """Seconds for which it held the GPU alone."""
+    refuted: str = ""
+    """How outputs of the candidate's timed calls are wrong; it then has no time and may not become the best."""
 
     def timing(self, who: str) -> Timing | None:
         return next((timing for timing in self.timings if timing.who == who), None)

@@ -69,13 +69,16 @@ class CudaSettings:
     """conf/backend/cuda.yaml; absent on other back-ends."""
 
     device: Count
-    baselines: tuple[Literal["eager", "compile"], ...]
+    standby: Positive
+    """Executors kept warm by each judge process."""
+    baselines: tuple[Literal["eager", "compile", "eager_graph", "compile_graph"], ...]
     min_blocks: Positive
     max_blocks: Positive
     block_ms: Annotated[float, Range(0.1)]
     ratio_halfwidth: Annotated[float, Range(0.0)]
     timing_budget_s: Seconds
     flush_l2: bool
+    python_probe: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from engine.errors import AwaitingReply
 from engine.folder import RunFolder
 from engine.kernel import Kernel, accepts_estimates, trace_metrics
 from engine.prompts import Attempt, MetricRow
-from engine.records import MetricValue, Mode, ScoreKind
+from engine.records import MetricValue, Mode, ScoreKind, Timing
 from engine.rules import Evaluation, Value, apply
 from engine.settings import Rule, Stage
 from engine.vocabulary import OperandKind, operands
@@ -262,7 +262,8 @@ class StageRunner:
         )
         outcome = "best so far" if promoted else f"correct, not promoted: {why}"
         value = speedup.value if speedup else None
-        state.history.append(Attempt(stage=stage, role="optimise", outcome=outcome, message="", speedup=value))
+        role = state.roles[kernel.candidate_id]
+        state.history.append(Attempt(stage=stage, role=role, outcome=outcome, message="", speedup=value))
         if promoted:
             state.gain *= ratio or 1.0
             state.previous, state.best = incumbent, kernel
@@ -285,6 +286,8 @@ class StageRunner:
             return True, "first correct kernel", None
         if incumbent.measurement.timing("candidate") is None:
             return True, "the best so far has no time", None
+        if _verifies(kernel.measurement.timing("candidate"), incumbent.measurement.timing("candidate")):
+            return True, "its time is measured, that of the best so far unverified", None
         paired = self.paid.promotion(state.operator, kernel.judged, incumbent.judged)
         note_measurement(self.paid, state.task_id, stage, kernel.candidate_id, paired)
         ratio = paired.ratio("incumbent")
@@ -299,6 +302,8 @@ class StageRunner:
         """Why a kernel cannot become the best before anything is paired, or None."""
         if audit:
             return "an audited stage never changes the best"
+        if kernel.measurement.refuted:
+            return f"while it was timed it computed something else: {kernel.measurement.refuted}"
         if kernel.verdict.mode is Mode.FALLBACK and not self.settings.judge.allow_unverified:
             return "judge.allow_unverified is false and its launch plan is not verified"
         if incumbent is None:
@@ -308,6 +313,8 @@ class StageRunner:
         if not self._comparable(kernel):
             return "its time is an estimate, and search.accept_estimates is false"
         mine, best = kernel.measurement.timing("candidate"), incumbent.measurement.timing("candidate")
+        if _verifies(mine, best):
+            return None
         if mine is None or (best is not None and mine.score_kind is not best.score_kind):
             return "its time cannot be compared with the best"
         estimated = mine.score_kind is ScoreKind.ESTIMATED
@@ -341,3 +348,9 @@ def _gain(state: TaskState) -> float | None:
     """Time before the stage over time after it: the product of the paired ratios that promoted; None without a time."""
     timed = state.best is not None and state.best.measurement.timing("candidate") is not None
     return state.gain if timed else None
+
+
+def _verifies(mine: Timing | None, best: Timing | None) -> bool:
+    """Whether a measured time meets an unverified one: they never rank together, and only the first can be believed."""
+    kinds = (mine.score_kind if mine else None, best.score_kind if best else None)
+    return kinds == (ScoreKind.MEASURED, ScoreKind.UNVERIFIED)

@@ -153,7 +153,9 @@ def test_litellm_is_imported_by_one_module():
     assert len(users) <= 1
 
 
-@pytest.mark.parametrize("module", ["engine.__main__", "engine.run", "engine.doctor.__main__", "engine.llm.caller"])
+@pytest.mark.parametrize(
+    "module", ["engine.__main__", "engine.run", "engine.doctor.__main__", "engine.judge.__main__", "engine.llm.caller"]
+)
 def test_heavy_libraries_are_not_loaded_at_import(module):
     code = f"import sys, importlib; importlib.import_module('{module}'); print(*sorted(set(sys.modules) & {LAZY!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)

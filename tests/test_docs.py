@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
+from engine.codec import decode
 from engine.errors import AwaitingReply, BudgetSpent, ConfigError, EngineError, MissingError
 from engine.journal import EVENTS
+from engine.judge import Judgement
+from engine.judge.__main__ import INTERRUPTED, NOT_CORRECT, options_parser
 from engine.records import Reason, ScoreKind, Status
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,9 +101,49 @@ def test_glossary_has_the_states(word):
     assert f"`{word}`" in text(ROOT / "README.md")
 
 
+def rows_of(page: str, heading: str) -> list[list[str]]:
+    """Cells of the table under a heading of a page in docs/, without its head."""
+    section = text(ROOT / "docs" / page).partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    lines = [line.replace(r"\|", "/") for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
 @pytest.mark.parametrize("reason", list(Reason), ids=str)
-def test_every_reason_is_described(reason):
-    assert f"`{reason}`" in text(ROOT / "docs" / "verdicts.md")
+def test_every_reason_is_described_with_an_example(reason):
+    (described,) = [row for row in rows_of("verdicts.md", "Reasons") if row[0] == f"`{reason}`"]
+    assert len(described) == 3
+    assert all(described)
+
+
+def test_no_reason_is_described_that_does_not_exist():
+    assert {row[0].strip("`") for row in rows_of("verdicts.md", "Reasons")} <= {reason.value for reason in Reason}
+
+
+def judgements() -> list[Judgement]:
+    """The examples of docs/judge.md; each has every key, and no other."""
+    blocks = re.findall(r"```json\n(.*?)```", text(ROOT / "docs" / "judge.md"), re.DOTALL)
+    trees = [json.loads(block) for block in blocks]
+    assert [list(tree) for tree in trees] == [[field.name for field in fields(Judgement)]] * len(trees)
+    return [decode(Judgement, tree, "docs/judge.md") for tree in trees]
+
+
+def test_the_judge_is_shown_with_each_of_its_exits():
+    shown = [(made.correct, made.error is not None) for made in judgements()]
+    assert sorted(shown) == [(False, False), (False, True), (True, False)]
+    codes = {int(row[0]) for row in rows_of("judge.md", "Exit codes")}
+    assert codes == {0, EngineError.exit_code, ConfigError.exit_code, NOT_CORRECT, INTERRUPTED}
+
+
+def test_every_key_of_a_judgement_is_described():
+    described = [name for row in rows_of("judge.md", "JSON") for name in re.findall(r"`(\w+)`", row[0])]
+    assert described == [field.name for field in fields(Judgement)]
+
+
+def test_every_option_of_the_judge_is_described():
+    described = set(re.findall(r"^\| `([A-Z-][\w-]*)", text(ROOT / "docs" / "judge.md"), re.MULTILINE))
+    options = set(re.findall(r"--[\w-]+", options_parser().format_usage()))
+    assert options - described == {"--no-time"}
+    assert described - options == {"REFERENCE", "CANDIDATE"}
 
 
 @pytest.mark.parametrize("error", [EngineError, ConfigError, MissingError, AwaitingReply, BudgetSpent])

@@ -1,6 +1,6 @@
 """The CUDA back-end: checks through the judge, times against PyTorch in paired blocks, profiles with hardware counters.
 
-Scores are `unverified`: the candidate's own process owns its clock until launch plans are replayed.
+A candidate is judged and timed from its launch plan; one that has none is timed by its own process, `unverified`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from engine.errors import ConfigError, Fault, ProfilerError
 from engine.judging.client import JUDGE_VERSION, JudgeClient
 from engine.judging.confined import OUTPUT, write_launcher
 from engine.judging.gpu_state import Gpu, find_gpu, lease, lock_path
-from engine.judging.measure import Bench, Stopwatch
 from engine.records import Device, Judged, Measurement, MetricValue, Operator, Precision, Trace, Verdict
 from engine.settings import BackendSettings, CudaSettings, ProfilerSettings, Settings
 from engine.worker import scrubbed_environment
@@ -49,15 +48,11 @@ class CudaBackend:
         self._scratch = scratch
         self._environment = {"CUDA_VISIBLE_DEVICES": self._gpu.uuid}
         self.device = describe_device(settings.backend, self._gpu, self._backend.hardware)
-        self._judge = JudgeClient(settings, "cuda", root, scratch, self._environment)
-        self._stopwatch = Stopwatch(
-            Bench(self._cuda, settings.judge.limits, self._gpu.uuid, self._environment, scratch)
-        )
+        self._judge = JudgeClient(settings, "cuda", root, scratch, self._environment, self._gpu.uuid)
 
     def judge(self, operator: Operator, source: str) -> Verdict:
         """Check one candidate; several may be checked at once, never while one is being timed."""
-        with lease(lock_path(self._gpu.uuid), shared=True):
-            return self._judge.judge(operator, source)
+        return self._judge.judge(operator, source)
 
     def measure(self, operator: Operator, candidate: Judged | None, incumbent: Judged | None) -> Measurement:
         """Paired times under the exclusive lease of this GPU."""
@@ -65,7 +60,7 @@ class CudaBackend:
         floor = floor_us(operator.facts, self._backend.hardware, precision)
         mine = candidate.source if candidate else None
         best = incumbent.source if incumbent else None
-        return self._stopwatch.measure(operator.task, precision, mine, best, floor)
+        return self._judge.measure(operator.task, precision, mine, best, floor)
 
     def profile(self, operator: Operator, candidate: Judged | None, metrics: Sequence[str]) -> tuple[MetricValue, ...]:
         """Walk the declared ladder; a rung that cannot answer leaves its reason on the metrics that it spells."""
@@ -160,7 +155,6 @@ class CudaBackend:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stopwatch.close()
         self._judge.close()
 
 

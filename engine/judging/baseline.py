@@ -1,8 +1,8 @@
 """Trusted process that times the reference, eager and compiled, under the same arithmetic as the candidate.
 
 JSON lines: {"op": "open", ...} as `gpu_side.Open` -> {"settings": {...}, "sets": n}; {"op": "build", "who": name} ->
-{"absent": null, or why}; {"op": "time_block", "who": name, "ms": 5} -> {"times_us": [...]}. It never sees candidate
-code, and its inputs have values of their own.
+{"absent": null, or why}, name being eager, compile, eager_graph or compile_graph; {"op": "time_block", "who": name,
+"ms": 5} -> {"times_us": [...]}. It never sees candidate code, and its inputs have values of their own.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from engine.codec import decode
 from engine.errors import EngineError
 from engine.judging import gpu_side
 from engine.judging.gpu_clock import CallTimer
+from engine.judging.gpu_graphs import GraphTimer
 
 
 class Baselines:
     """One task's reference in its timed forms. A form that fails to build is absent with a note, never an error."""
 
     def __init__(self) -> None:
-        self._timers: dict[str, CallTimer] = {}
+        self._timers: dict[str, CallTimer | GraphTimer] = {}
         self._task: ModuleType | None = None
         self._sets: list[list[Json]] = []
 
@@ -33,7 +34,10 @@ class Baselines:
             return self._open(decode(gpu_side.Open, request, "request to the baseline"))
         if message["op"] == "build":
             return {"absent": self._build(request["who"])}
-        return {"times_us": self._timers[request["who"]].block(request["ms"])}
+        timer = self._timers[request["who"]]
+        cold = self._request.flush_l2
+        times = timer.block(request["ms"], cold=cold) if isinstance(timer, GraphTimer) else timer.block(request["ms"])
+        return {"times_us": times}
 
     def _open(self, request: gpu_side.Open) -> Json:
         gpu_side.apply_precision(request.precision)
@@ -46,11 +50,15 @@ class Baselines:
         if self._task is None:
             raise EngineError("build before a successful open")
         try:
+            mode, _, form = who.partition("_")
             model: Callable[..., object] = gpu_side.build_model(self._task, self._task, "Model", self._request.seed)
-            if who == "compile":
+            if mode == "compile":
                 model = torch.compile(model, dynamic=False)
             calls = gpu_side.calls_of(model, self._sets)
-            self._timers[who] = CallTimer(calls, flush_l2=self._request.flush_l2)
+            if form == "graph":
+                self._timers[who] = GraphTimer(calls)
+            else:
+                self._timers[who] = CallTimer(calls, flush_l2=self._request.flush_l2)
         except Exception as error:  # noqa: BLE001 - whatever the compiler raises means only that this form is absent
             torch.cuda.empty_cache()
             return f"{type(error).__name__}: {error}"[: gpu_side.MESSAGE_CHARS]

@@ -122,6 +122,7 @@ def call(state: RunState, message: Json) -> Json:
     inputs = replay(program, state.device, message["seed"], message["suite"])
     fill_parameters(state.model, state.params, state.kept, state.device, message["params_seed"], message["suite"])
     before = [tensor.clone() for tensor in flatten(inputs)]
+    held = {name: value.detach().clone() for name, value in state.model.state_dict().items()}
     recorder = OpRecorder() if message["count_ops"] else None
     state.launches.clear()
     started = time.perf_counter()
@@ -136,11 +137,14 @@ def call(state: RunState, message: Json) -> Json:
     wall = time.perf_counter() - started
     state.held[message["id"]] = result
     changed = [i for i, (old, new) in enumerate(zip(before, flatten(inputs), strict=True)) if not _same(old, new)]
-    del before, inputs
+    now = state.model.state_dict()
+    rewritten = [name for name, old in held.items() if name not in now or not _same(old, now[name].detach())]
+    del before, inputs, held
     _give_back(state)
     return {
         "wall_s": wall,
         "mutated": changed,
+        "rewritten": rewritten,
         "overwritten": mode.overwritten_guards(),
         "launches": dict(state.launches),
         "host_ops": [] if recorder is None else recorder.as_json(),

@@ -1,7 +1,9 @@
 """Traces one candidate on fake tensors at the full variant, and compiles its kernels for the declared chip.
 
-One command, `trace` {source, init, program, target, compile, budget_s}: launches with grid, bytes and meta-parameters,
-host operations, output tree, and with `compile` registers, spills and shared memory. No device, no values.
+`trace` {source, init, program, target, compile, budget_s}: launches with grid, bytes and meta-parameters, host
+operations, output tree, and with `compile` registers, spills and shared memory. `plan` {source, init, program, target,
+budget_s}: the same without resources, and the launch plan, or why there is none (`untraceable`); it may be asked for
+one variant after another. No device, no values.
 """
 
 from __future__ import annotations
@@ -10,44 +12,90 @@ import os
 import shutil
 import subprocess
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
+
+# FakeTensorMode imports it: two seconds that every child would pay after the fork.
+import torch._dynamo.config
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine.canonical import Json
+from engine.codec import encode
 from engine.judging import child, pretend
 from engine.judging.host_ops import OpRecorder
 from engine.judging.inputs import Program, flatten, replay
+from engine.judging.lowering import CompileFailed, Specialiser, warm
+from engine.judging.plan_build import build
+from engine.judging.plan_recorder import INIT, PlanRecorder, Recording
 from engine.judging.recorder import (
     DEFAULT_STAGES,
     DEFAULT_WARPS,
-    CompileFailed,
     LaunchRecorder,
     Recorded,
     has_dot,
     low_precision_dot,
 )
 from engine.judging.reference import tree_of
+from engine.judging.rehearsal import rehearse, tensors_held
+from engine.judging.streams import STREAMS
 from engine.judging.wire import Channel
 from profilers.static import Resources, bundled_cuobjdump, parse_resource_usage
 
+# The fork server imports this module once for all children.
+warm()
 
-def trace(folder: Path, message: Json) -> Json:
+CALLS = 3
+"""Calls of forward() that a plan is made from: the first, a later one, and one more that shows that it repeats."""
+
+
+@dataclass(slots=True)
+class Tracer:
+    """One candidate: imported once, under a launch path that only records."""
+
+    folder: Path
+    recorder: LaunchRecorder = field(default_factory=LaunchRecorder)
+    specialiser: Specialiser = field(default_factory=Specialiser)
+    module: ModuleType | None = None
+    rehearsed: bool = False
+
+    def load(self, message: Json) -> ModuleType:
+        """The candidate's module; what was recorded before is forgotten."""
+        if self.module is None:
+            pretend.answer_as_cuda()
+            pretend.answer_on_fake_tensors()
+            pretend.install_driver(message["target"])
+            self.recorder.install()
+            self.recorder.asks_for_best = "best_config" in message["source"]
+            with pretend.Pretend(cuda=True, fake=True):
+                self.module = child.import_candidate(message["source"], self.folder)
+        self.recorder.clear()
+        return self.module
+
+    def answer(self, ops: OpRecorder) -> dict[str, Json]:
+        """What both commands say of the launches and operations of one forward()."""
+        launches = self.recorder.launches.values()
+        return {
+            "host_ops": ops.as_json(),
+            "foreign": dict(self.recorder.foreign),
+            "remarks": self.recorder.remarks,
+            "launches": [_launch(launch, self.folder) for launch in launches],
+            "interpreter_limit": sorted({r.name for r in launches if low_precision_dot(r)}),
+        }
+
+
+def trace(tracer: Tracer, message: Json) -> Json:
     """The launch record as JSON; `compile_error` instead of resources when a kernel does not compile or fit."""
     started = time.monotonic()
-    pretend.answer_as_cuda()
-    pretend.answer_on_fake_tensors()
-    pretend.install_driver(message["target"])
-    recorder = LaunchRecorder()
-    recorder.install()
+    module = tracer.load(message)
+    recorder = tracer.recorder
     ops = OpRecorder()
     mode = pretend.Pretend(cuda=True, fake=True)
-    with mode:
-        module = child.import_candidate(message["source"], folder)
     program = Program(tuple(message["program"]["steps"]), message["program"]["result"])
-    answer: dict[str, Json] = {"launches": [], "host_ops": [], "remarks": [], "compile_error": None}
+    answer: dict[str, Json] = {"compile_error": None}
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             inputs = replay(program, "cpu", 0, "nominal")
@@ -63,12 +111,67 @@ def trace(folder: Path, message: Json) -> Json:
             recorder.compile_all(started + message["budget_s"])
     except CompileFailed as failed:
         answer["compile_error"] = {"kernel": failed.kernel, "message": failed.text, "resources": failed.resources}
-    answer["host_ops"] = ops.as_json()
-    answer["foreign"] = dict(recorder.foreign)
-    answer["remarks"] = recorder.remarks
-    answer["launches"] = [_launch(launch, folder) for launch in recorder.launches.values()]
-    answer["interpreter_limit"] = sorted({r.name for r in recorder.launches.values() if low_precision_dot(r)})
-    return answer
+    return answer | tracer.answer(ops)
+
+
+def plan(tracer: Tracer, message: Json) -> Json:
+    """The launch plan of one variant, with all that `trace` says of the first call."""
+    deadline = time.monotonic() + message["budget_s"]
+    module = tracer.load(message)
+    launches = tracer.recorder
+    ops = OpRecorder()
+    answer: dict[str, Json] = {"compile_error": None, "plan": None, "grows": False}
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    recorder = PlanRecorder(fake, tracer.specialiser)
+    mode = pretend.Pretend(cuda=True, fake=True)
+    program = Program(tuple(message["program"]["steps"]), message["program"]["result"])
+    launches.plan = recorder
+    calls = []
+    try:
+        with fake, torch.no_grad():
+            recorder.begin(INIT, ())
+            launches.counting = False
+            with mode, recorder:
+                model = child.build(module, message["init"])
+            recorder.name_state(model.state_dict(keep_vars=True))
+            answer["state"] = {name: list(value.shape) for name, value in model.state_dict().items()}
+            prelude = recorder.steps
+            for phase in range(INIT + 1, INIT + 1 + CALLS):
+                inputs = replay(program, "cpu", 0, "nominal")
+                recorder.begin(phase, flatten(inputs))
+                recorder.ops = ops if phase == INIT + 1 else None
+                launches.counting = phase == INIT + 1
+                with mode, recorder:
+                    result = model(*inputs)
+                calls.append(recorder.finish(flatten(result), tree_of(result)))
+            if not tracer.rehearsed:
+                tracer.rehearsed = True
+                launches.counting = False
+
+                def again(inputs: Any, phase: int) -> Recording:
+                    recorder.begin(phase, flatten(inputs))
+                    with mode, recorder:
+                        returned = model(*inputs)
+                    return recorder.finish(flatten(returned), tree_of(returned))
+
+                phase = INIT + 1 + CALLS
+                before = tensors_held(module, model)
+                count = rehearse(recorder, calls[-1], phase, lambda: replay(program, "cpu", 0, "nominal"), again)
+                answer["grows"] = tensors_held(module, model) - before >= count
+            answer["tree"] = tree_of(result)
+            answer["outputs"] = [_described(tensor) for tensor in flatten(result)]
+        if mode.host_copies:
+            recorder.refuse("it asks for memory of the host")
+        if STREAMS.unsaid is not None:
+            recorder.refuse(STREAMS.unsaid)
+        made = build(recorder, prelude, calls, deadline)
+        answer["plan"] = None if made is None else encode(made)
+    except CompileFailed as failed:
+        answer["compile_error"] = {"kernel": failed.kernel, "message": failed.text, "resources": failed.resources}
+    finally:
+        launches.plan = None
+    answer["untraceable"] = recorder.reason
+    return answer | tracer.answer(ops)
 
 
 def _described(tensor: Any) -> Json:
@@ -106,5 +209,5 @@ def _resources(compiled: Any, folder: Path) -> Resources | None:
 def main(channel: Channel, layers: tuple[str, ...]) -> None:
     torch.set_num_threads(1)
     folder = Path(os.environ["HOME"])
-    child.serve(channel, layers, folder, {"trace": trace})
+    child.serve(channel, layers, Tracer(folder), {"trace": trace, "plan": plan})
     shutil.rmtree(folder / "triton", ignore_errors=True)

@@ -11,14 +11,19 @@ from pathlib import Path
 from engine.canonical import Json
 from engine.codec import decode, encode
 from engine.errors import EngineError, MissingError, WorkerError
-from engine.records import Operator, Verdict
-from engine.settings import Settings
+from engine.records import Measurement, Operator, Precision, Task, TaskLint, Verdict
+from engine.settings import JudgeSettings, Settings
 from engine.worker import Worker, scrubbed_environment
 
-JUDGE_VERSION = "1"
+JUDGE_VERSION = "2"
 """Part of every step key: raise it when a verdict may change for the same candidate."""
 
 START_S = 180.0
+
+LINT_S = 120.0
+"""For the lint of one task on the CPU, which takes about a second."""
+WORK_SHARE = 0.8
+"""Of a lint's time after which it answers with what it has; at the end of all its time it is killed."""
 
 
 class JudgeClient:
@@ -26,11 +31,18 @@ class JudgeClient:
     package; `scratch`: a writable folder; `environment`: for all processes, e.g. CUDA_VISIBLE_DEVICES."""
 
     def __init__(
-        self, settings: Settings, kind: str, root: Path, scratch: Path, environment: Mapping[str, str] | None = None
+        self,
+        settings: Settings,
+        kind: str,
+        root: Path,
+        scratch: Path,
+        environment: Mapping[str, str] | None = None,
+        gpu_uuid: str = "",
     ) -> None:
         self._settings, self._kind, self._root = settings, kind, root
         self._scratch = scratch
         self._environment = dict(environment or {})
+        self._gpu_uuid = gpu_uuid
         self._free: list[Worker] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -46,6 +58,25 @@ class JudgeClient:
         if "fault" in answer:
             raise _fault(answer["fault"], worker.log)
         return decode(Verdict, answer["verdict"], "verdict")
+
+    def measure(
+        self, task: Task, precision: Precision, source: str | None, incumbent: str | None, floor_us: float | None
+    ) -> Measurement:
+        """Paired times, on a GPU. The process that judged the candidate has its plan still; another traces it again."""
+        worker = self._take()
+        request = {
+            "task": encode(task),
+            "precision": precision.value,
+            "source": source,
+            "incumbent": incumbent,
+            "floor_us": floor_us,
+        }
+        limits = self._settings.judge.limits
+        answer = worker.ask({"op": "measure", "request": request}, START_S + 4 * (limits.trace_s + limits.run_s))
+        self._give(worker)
+        if "fault" in answer:
+            raise _fault(answer["fault"], worker.log)
+        return decode(Measurement, answer["measurement"], "measurement")
 
     def _take(self) -> Worker:
         with self._lock:
@@ -66,14 +97,7 @@ class JudgeClient:
     def _start(self) -> Worker:
         self._scratch.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="judge-", dir=self._scratch)).resolve()
-        own = {**dict.fromkeys(("HOME", "TMPDIR"), str(folder)), **self._environment}
-        environment = scrubbed_environment({**own, "PYTHONPATH": str(Path(__file__).resolve().parents[2])})
-        worker = Worker(
-            [sys.executable, "-m", "engine.judging.service"],
-            environment=environment,
-            cwd=str(folder),
-            log=str(folder / "judge.log"),
-        )
+        worker = _service(folder, self._environment)
         answer = worker.ask({"op": "open", "opening": self._opening(folder)}, START_S)
         if "fault" in answer:
             worker.close()
@@ -89,6 +113,10 @@ class JudgeClient:
             "compile_kernels": backend.cpu.compile_kernels if backend.cpu is not None else True,
             "scratch": str(folder / "candidates"),
             "environment": self._environment,
+            "gpu_uuid": self._gpu_uuid,
+            "cuda": None if backend.cuda is None else encode(backend.cuda),
+            "shared_bytes": int(backend.hardware["shared_bytes"]),
+            "compiled": str((self._scratch / "compiled").resolve()),
         }
 
     def close(self) -> None:
@@ -97,6 +125,54 @@ class JudgeClient:
             workers, self._free = self._free, []
         for worker in workers:
             worker.close()
+
+
+class LintClient:
+    """Lints tasks on the CPU, one after another, in a process that judges no candidate. `limit_s`: for one task."""
+
+    def __init__(self, settings: JudgeSettings, scratch: Path, limit_s: float = LINT_S) -> None:
+        self._settings, self._scratch, self._limit_s = settings, scratch, limit_s
+        self._worker: Worker | None = None
+
+    def lint(self, task: Task) -> TaskLint:
+        """The lint of one task. Never raises for a task: one that breaks, kills or outlasts the process is not
+        examined, which a remark says, and the next gets a new process."""
+        limit_s = self._limit_s
+        if self._worker is None or not self._worker.alive:
+            self._scratch.mkdir(parents=True, exist_ok=True)
+            self._worker = _service(self._scratch.resolve(), {"OMP_NUM_THREADS": "1"})
+            limit_s += START_S
+        message = {
+            "op": "lint",
+            "task": encode(task),
+            "settings": encode(self._settings),
+            "limit_s": WORK_SHARE * self._limit_s,
+        }
+        try:
+            answer = self._worker.ask(message, limit_s)
+        except WorkerError as error:
+            return _not_examined(task, str(error))
+        if "fault" in answer:
+            return _not_examined(task, str(answer["fault"]["message"]))
+        return decode(TaskLint, answer["lint"], "lint")
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+
+
+def _not_examined(task: Task, why: str) -> TaskLint:
+    return TaskLint(task.task_id, (), (), (), (f"not examined: {why}",))
+
+
+def _service(folder: Path, environment: Mapping[str, str]) -> Worker:
+    own = {**dict.fromkeys(("HOME", "TMPDIR"), str(folder)), **environment}
+    return Worker(
+        [sys.executable, "-m", "engine.judging.service"],
+        environment=scrubbed_environment({**own, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}),
+        cwd=str(folder),
+        log=str(folder / "judge.log"),
+    )
 
 
 def _fault(fault: Json, log: str) -> EngineError:

@@ -27,6 +27,8 @@ CHILDREN = {
     "trace": "engine.judging.child_trace",
     "run": "engine.judging.child_run",
     "time": "engine.judging.child_time",
+    "compile": "engine.judging.child_compile",
+    "execute": "engine.judging.executor",
 }
 """Module of each kind; its `main(channel, layers)` serves until the channel closes."""
 

@@ -13,15 +13,16 @@ from typing import Any
 
 import torch
 
+from engine.judging.gpu_graphs import Flush
+
 WARM_UP_CALLS = 3
 MAX_CALLS_PER_BLOCK = 100
 EMPTY_PAIRS = 100
 LEAST_US = 0.1
 """A time never falls to zero by subtraction: CUDA events resolve about 0.5 µs, and ratios need a positive number."""
 
-FLUSH_FACTOR = 2
 ROTATION_FACTOR = 3
-MAX_SETS = 16
+LEAST_SETS, MAX_SETS = 4, 64
 MEMORY_SHARE = 0.15
 """Share of the device's memory that the rotated inputs of one process may take."""
 
@@ -36,22 +37,11 @@ def l2_bytes() -> int:
 
 
 def set_count(bytes_per_set: int) -> int:
-    """How many input sets rotate: together at least 3x L2 and at least two, as far as memory allows."""
+    """How many input sets rotate: together at least 3x L2 and at least LEAST_SETS, as far as memory allows."""
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    wanted = max(2, -(-ROTATION_FACTOR * l2_bytes() // max(bytes_per_set, 1)))
+    wanted = max(LEAST_SETS, -(-ROTATION_FACTOR * l2_bytes() // max(bytes_per_set, 1)))
     allowed = int(MEMORY_SHARE * total // max(bytes_per_set, 1))
     return max(1, min(wanted, allowed, MAX_SETS))
-
-
-class Flush:
-    """Evicts L2 by reading twice its size: read lines are clean, so no write-back is charged to the next call."""
-
-    def __init__(self) -> None:
-        self._buffer = torch.zeros(FLUSH_FACTOR * l2_bytes() // 4, dtype=torch.float32, device="cuda")
-        self._sum = torch.zeros((), dtype=torch.float32, device="cuda")
-
-    def __call__(self) -> None:
-        torch.sum(self._buffer, dim=0, out=self._sum)
 
 
 class CallTimer:

@@ -16,6 +16,14 @@ from engine.errors import MissingError
 
 _SM_CLOCK = 1
 _NAME_BYTES = 96
+THROTTLE_REASONS = {
+    0x4: "software power cap",
+    0x8: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+}
+"""nvml.h, nvmlClocksThrottleReason*; idle and application clocks are not throttling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +66,17 @@ class SmClock:
         self._nvml = _Nvml()
         self._handle = self._nvml.handle(gpu_uuid)
 
+        self._throttled = 0
+
     def __call__(self) -> float | None:
+        self._throttled |= self._nvml.throttle_reasons(self._handle)
         return self._nvml.clock_mhz(self._handle)
+
+    def throttle(self) -> str:
+        """Why the clock was held back at any reading since the last call of this: names of NVML's reasons, or none."""
+        seen, self._throttled = self._throttled, 0
+        names = [name for bit, name in THROTTLE_REASONS.items() if seen & bit]
+        return ", ".join(names) or "none"
 
 
 class _Nvml:
@@ -83,6 +100,14 @@ class _Nvml:
         if self._library is None or self._library.nvmlDeviceGetHandleByUUID(name, ctypes.byref(handle)) != 0:
             return None
         return handle
+
+    def throttle_reasons(self, handle: ctypes.c_void_p | None) -> int:
+        reasons = ctypes.c_ulonglong(0)
+        if self._library is None or handle is None:
+            return 0
+        if self._library.nvmlDeviceGetCurrentClocksThrottleReasons(handle, ctypes.byref(reasons)) != 0:
+            return 0
+        return reasons.value
 
     def clock_mhz(self, handle: ctypes.c_void_p | None) -> float | None:
         clock = ctypes.c_uint(0)

@@ -288,12 +288,16 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.note(func, args, kwargs or {}, result)
+        return result
+
+    def note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Count one operation that has been run."""
         name = short_name(func)
         self.count[name] += 1
         if not is_plain(name):
-            self.bytes[name] += _bytes([*args, *(kwargs or {}).values()]) + _bytes([result])
-            self.flops[name] += _flops(func, args, kwargs or {}, result)
-        return result
+            self.bytes[name] += _bytes([*args, *kwargs.values()]) + _bytes([result])
+            self.flops[name] += _flops(func, args, kwargs, result)
 
     def ops(self) -> tuple[HostOp, ...]:
         return tuple(

@@ -20,8 +20,9 @@ from engine.canonical import Json
 RANDOM_FLOAT = frozenset({"torch.rand", "torch.randn", "torch.rand_like", "torch.randn_like", "torch.normal"})
 RANDOM_IN_PLACE = frozenset({"torch.Tensor.uniform_", "torch.Tensor.normal_"})
 SUITES = ("nominal", "signed", "scaled", "shift", "structured", "extreme", "integer")
-"""evaluation: values as the task draws them; N(0,1); times 30 or 1/30; plus 100; ramp, loud row, duplicated and mostly
-zero rows, alternating signs; plus or minus 80 (16 bit: near the type's maximum / 16); small integers."""
+"""evaluation: values as the task draws them; N(0,1); times 30 or 1/30; plus 100; ramp, loud row, duplicated rows, rows
+mostly zero, all negative and with ties, alternating signs; plus or minus 80 (16 bit: near the maximum / 16); small
+integers."""
 
 
 class UnsupportedTask(Exception):
@@ -240,6 +241,10 @@ def _structured(normal: torch.Tensor) -> torch.Tensor:
     if normal.ndim > 1 and normal.shape[0] > 2:
         keep = torch.arange(values[1].numel(), device=normal.device).reshape(values[1].shape) % 17 == 0
         values[1] = torch.where(keep, values[1], torch.zeros_like(values[1]))
+    if normal.ndim > 1 and normal.shape[0] > 3:
+        values[2] = -values[2].abs() - 0.01
+    if normal.ndim > 1 and normal.shape[0] > 4:
+        values[3] = normal[3].round()
     return values
 
 

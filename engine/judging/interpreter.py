@@ -59,6 +59,7 @@ def install(on_launch: Callable[[str], None]) -> None:
     bounds = Bounds()
     _check_accesses(interpreter, bounds)
     _watch_launches(interpreter, bounds, on_launch)
+    _scalars(interpreter)
     _libdevice(interpreter)
     _bfloat16_arithmetic(interpreter)
     _tf32_dots(interpreter)
@@ -114,6 +115,18 @@ def _watch_launches(interpreter: Any, bounds: Bounds, on_launch: Callable[[str],
             return run(self, *args, grid=grid, warmup=False, **kwargs)
 
     executor._init_args_hst, function.run = init_args, launch
+
+
+def _scalars(interpreter: Any) -> None:
+    """A scalar as a Python integer: Triton converts its array of one element, which NumPy 2.4 and later refuse."""
+    patch = interpreter._patch_lang_tensor
+
+    def with_index(tensor: Any, *scope: Any) -> Any:
+        result = patch(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+        return result
+
+    interpreter._patch_lang_tensor = with_index
 
 
 def _tensors_in(values: Any) -> list[torch.Tensor]:

@@ -8,23 +8,26 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from engine.canonical import Json
 from engine.codec import encode
 from engine.errors import MissingError
 from engine.judging import sandbox
 from engine.judging.children import Child, ChildEnded, ChildTimeout, ForkServerClient, new_scratch
-from engine.judging.host_ops import from_json
 from engine.judging.inputs import UnsupportedTask
+from engine.judging.lint import lint, lint_problem
 from engine.judging.messages import Failure, ended, failure_of, is_memory
 from engine.judging.policy import policy_problem, trace_from
 from engine.judging.references import References
 from engine.judging.static_screen import screen
-from engine.records import CheckResult, Mode, Reason, Status, Task, Trace, Verdict
+from engine.records import CheckResult, LintSeverity, Mode, Reason, Status, Task, TaskLint, Trace, Verdict
 from engine.settings import JudgeSettings
 
 MESSAGE_CHARS = 4000
 DECIDED_BY_TEXT = (Reason.SYNTAX, Reason.NO_MODEL)
+MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What reading an answer of another form than its protocol's raises: a candidate's process may answer anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class Place:
 
     @property
     def mode(self) -> Mode:
-        return Mode.INTERPRETER if self.device == "cpu" else Mode.FALLBACK
+        return Mode.INTERPRETER if self.device == "cpu" else Mode.PLAN
 
 
 class Stop(Exception):
@@ -62,10 +65,33 @@ class Findings:
     trace: Trace | None = None
     trace_error: str | None = None
     interpreter_limit: tuple[str, ...] = ()
+    mode: Mode | None = None
+    """None: as the place has it."""
+    stages: dict[str, float] = field(default_factory=dict)
+    gpu_s: float = 0.0
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the wall-clock seconds of what runs inside."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.stages[name] = self.stages.setdefault(name, 0.0) + time.monotonic() - started
 
     def remark(self, text: str) -> None:
         if text not in self.remarks:
             self.remarks.append(text)
+
+
+class OnDevice(Protocol):
+    """What a judge with a device asks of it."""
+
+    def decide(self, task: Task, source: str, host_ops: str, found: Findings) -> bool:
+        """Check a candidate from its launch plans; False when no plan describes it."""
+
+    def shared(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the device together with others that check."""
 
 
 class Judge:
@@ -77,6 +103,9 @@ class Judge:
         self.settings, self.place = settings, place
         self._servers = {"trace": tracer, "run": runner}
         self.references = References(place.device)
+        self._lints: dict[str, TaskLint] = {}
+        self.device: OnDevice | None = None
+        """Replays launch plans where there is a device; the service puts it there."""
 
     def judge(self, task: Task, source: str, seed: int) -> Verdict:
         """The verdict on one candidate; candidates' failures are data, EngineError means ours broke."""
@@ -100,7 +129,7 @@ class Judge:
         return Verdict(
             status=Status.CORRECT if stop is None else stop.failure.status,
             reason=None if stop is None else stop.failure.reason,
-            mode=self.place.mode,
+            mode=found.mode or self.place.mode,
             message="" if stop is None else stop.failure.message[:MESSAGE_CHARS],
             precision_class=found.precision_class,
             error_ratio=max(ratios) if ratios else None,
@@ -113,27 +142,57 @@ class Judge:
             sandbox=found.layers,
             seed=seed,
             wall_s=time.monotonic() - started,
+            gpu_s=found.gpu_s,
+            stages=dict(found.stages),
         )
 
     def _decide(self, task: Task, source: str, found: Findings) -> None:
-        # runs.py needs Stop and Findings from here.
-        from engine.judging.runs import VariantRun
-
-        screened = screen(source)
+        with found.stage("screen"):
+            screened = screen(source)
         found.remarks.extend(screened.remarks)
         if screened.reason is not None:
             status = Status.FAILED if screened.reason in DECIDED_BY_TEXT else Status.REJECTED
             raise Stop(Failure(status, screened.reason, screened.message))
         host_ops = task.contract.host_ops or self.settings.host_ops
-        self._trace(task, source, host_ops, found)
+        if self.device is None or not self.device.decide(task, source, host_ops, found):
+            self._in_own_process(task, source, host_ops, found)
+        with found.stage("lint"):
+            self._lint(task, found)
+
+    def _in_own_process(self, task: Task, source: str, host_ops: str, found: Findings) -> None:
+        """By the candidate's own Python: in the interpreter, or on a device when no plan describes it."""
+        # own_process.py needs Stop and Findings from here.
+        from engine.judging.own_process import OwnProcessVariant
+
+        if self.place.device != "cpu":
+            found.mode = Mode.FALLBACK
+        if found.trace is None:
+            with found.stage("trace"):
+                self._trace(task, source, host_ops, found)
         if self.place.device == "cpu" and found.interpreter_limit:
             names = ", ".join(found.interpreter_limit)
             text = f"tl.dot on bf16 or fp8 in {names}: the interpreter computes it wrongly, so nothing can be said here"
             raise Stop(Failure(Status.UNDECIDED, Reason.INTERPRETER_LIMIT, text))
-        with self.child("run", found) as child:
+        with found.stage("check"), self._held(), self.child("run", found) as child:
             deadline = time.monotonic() + self.settings.limits.run_s
             for variant in self.references.variants(task):
-                VariantRun(self, child, task, variant, host_ops, found, deadline).all_suites(source)
+                OwnProcessVariant(self, child, task, variant, host_ops, found, deadline).all_suites(source)
+
+    def _lint(self, task: Task, found: Findings) -> None:
+        """Whether passing every check of this task proves anything; examined once a task, on the reference alone."""
+        if task.task_hash not in self._lints:
+            with self._held():
+                self._lints[task.task_hash] = lint(task, self.references, self.settings)
+        linted = self._lints[task.task_hash]
+        for finding in linted.findings:
+            if finding.severity is not LintSeverity.REPAIRED:
+                found.remark(f"task: {finding.code.value}: {finding.message}"[:300])
+        problem = lint_problem(linted)
+        if problem is not None:
+            raise Stop(problem)
+
+    def _held(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.device is None else self.device.shared()
 
     def _trace(self, task: Task, source: str, host_ops: str, found: Findings) -> None:
         full = self.references.full(task)
@@ -149,22 +208,14 @@ class Judge:
         }
         with self.child("trace", found) as child:
             answer = ask(child, message, limit, "while it was imported and traced at full size", "full")
-        if "error" in answer:
-            error = answer["error"]
-            failure = failure_of(error, "traced at full size")
-            if error["type"] == "CompileFailed":
-                raise Stop(Failure(Status.FAILED, Reason.RESOURCES, str(error["message"])), "full")
-            found.trace_error = failure.message[:400]
-            return
         try:
+            if "error" in answer:
+                found.trace_error = trace_failure(answer["error"], "traced at full size", "full").message[:400]
+                return
             found.trace, found.interpreter_limit = trace_from(answer)
-            compile_error = answer["compile_error"]
-        except (KeyError, TypeError, ValueError) as error:
-            text = f"the traced process answered nonsense: {error!r}"
-            raise Stop(Failure(Status.FAILED, Reason.CRASH, text), "full") from error
-        if compile_error is not None:
-            reason = Reason.RESOURCES if compile_error["resources"] else Reason.COMPILE
-            raise Stop(Failure(Status.FAILED, reason, str(compile_error["message"])), "full")
+            stop_on_compile_error(answer["compile_error"], "full")
+        except MALFORMED as error:
+            raise nonsense(error, "full") from error
         problem = policy_problem(
             found.trace.launch_count, found.trace.host_ops, host_ops, full.work, self.settings.min_kernel_share
         )
@@ -207,15 +258,34 @@ def ask(
 ) -> Mapping[str, Json]:
     """One command to a candidate's process; its end or silence stops the judgement."""
     try:
-        answer: Mapping[str, Json] = child.ask(message, timeout_s)
+        answer = child.ask(message, timeout_s)
     except ChildTimeout as error:
         text = f"no answer within {timeout_s:g} s {when}; its processes were killed"
         raise Stop(Failure(Status.FAILED, Reason.TIMEOUT, text), variant, suite) from error
     except ChildEnded as error:
         raise Stop(ended(error.status, when, child.output()), variant, suite) from error
+    if not isinstance(answer, Mapping):
+        text = f"its process answered {type(answer).__name__} where an object was expected, {when}"
+        raise Stop(Failure(Status.FAILED, Reason.CRASH, text), variant, suite)
     return answer
 
 
-def run_ops(answer: Mapping[str, Json]) -> tuple[int, tuple[object, ...]]:
-    """Launches and host operations of one call."""
-    return sum(int(count) for count in answer["launches"].values()), from_json(answer["host_ops"])
+def trace_failure(error: Mapping[str, Json], when: str, variant: str) -> Failure:
+    """What an exception in a traced process means; Stop where it is a kernel that does not fit."""
+    failure = failure_of(error, when)
+    if error["type"] == "CompileFailed":
+        raise Stop(Failure(Status.FAILED, Reason.RESOURCES, str(error["message"])), variant)
+    return failure
+
+
+def stop_on_compile_error(error: Mapping[str, Json] | None, variant: str) -> None:
+    """Stop where the traced process says that a kernel does not compile."""
+    if error is not None:
+        reason = Reason.RESOURCES if error["resources"] else Reason.COMPILE
+        raise Stop(Failure(Status.FAILED, reason, str(error["message"])), variant)
+
+
+def nonsense(error: Exception, variant: str) -> Stop:
+    """The end of a judgement whose traced process does not keep to its protocol."""
+    text = f"the traced process answered nonsense: {type(error).__name__}: {str(error)[:600]}"
+    return Stop(Failure(Status.FAILED, Reason.CRASH, text), variant)

@@ -36,6 +36,9 @@ _FAMILIES: Mapping[str, str] = {
 _PRODUCTS = frozenset(
     ["mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "dot", "mv", "addmv", "convolution", "_convolution"]
 )
+LINEAR = _PRODUCTS - {"addmm", "baddbmm", "addmv"} | {"sum", "cumsum"}
+"""What the integer probe is exact for: no scaling, no bias of another magnitude."""
+
 _ELEMENTWISE = frozenset(
     [
         *("add", "sub", "rsub", "mul", "div", "neg", "abs", "pow", "square", "sqrt", "rsqrt", "reciprocal"),
@@ -53,6 +56,12 @@ class Work:
 
     ops: tuple[HostOp, ...]
     compulsory: float
+
+    @property
+    def linear(self) -> bool:
+        """Whether it is products and sums and nothing else."""
+        names = [_operation(op) for op in self.ops if op.compute]
+        return bool(names) and all(name in LINEAR for name in names)
 
 
 def _operation(op: HostOp) -> str:

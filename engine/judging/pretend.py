@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from engine.judging.streams import STREAMS, Event, Stream, StreamContext, refuse_graph, set_stream
+
 EMPTY = frozenset({torch.empty, torch.empty_like, torch.empty_strided, torch.Tensor.new_empty})
 CUDA = torch.device("cuda", 0)
 _tensor: Any = torch.Tensor
@@ -62,6 +64,8 @@ class Pretend(TorchFunctionMode):
     def __init__(self, *, cuda: bool, pattern: str | None = None, fake: bool = False, guard: bool = False) -> None:
         super().__init__()
         self.cuda, self.pattern, self.fake = cuda, pattern, fake
+        self.host_copies = 0
+        """Calls that named the host's memory."""
         self._guards: list[torch.Tensor] | None = [] if guard else None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -75,6 +79,8 @@ class Pretend(TorchFunctionMode):
                 return args[0]
             if self.fake and func is torch.Tensor.data_ptr:
                 return _fake_address(args[0])
+            if func is torch.Tensor.cpu or any(map(_names_host, (*args, *kwargs.values()))):
+                self.host_copies += 1
             args = _to_cpu(args)
             kwargs = {name: _to_cpu(value) for name, value in kwargs.items()}
             kwargs.pop("pin_memory", None)
@@ -105,8 +111,27 @@ def _guarded(tensor: torch.Tensor, guards: list[torch.Tensor]) -> torch.Tensor:
     return inner.as_strided(tensor.size(), tensor.stride(), inner.storage_offset())
 
 
+_ADDRESSES: dict[int, tuple[int, torch.UntypedStorage]] = {}
+_FIRST_ADDRESS = 0x7F40_0000_0000
+_LAST_ADDRESS = 0x7FFF_0000_0000
+_next_address = _FIRST_ADDRESS
+
+
 def _fake_address(tensor: torch.Tensor) -> int:
-    return int((id(tensor.untyped_storage()) & 0xFFFFFFFF) * 512 + tensor.storage_offset() * tensor.element_size())
+    """A stable address a storage: 16 divides it and no larger power of two does, as nobody is promised more."""
+    global _next_address
+    storage = tensor.untyped_storage()
+    key = int(storage._cdata)
+    if key not in _ADDRESSES:
+        # The storage is held, so that its identity is not used again.
+        _ADDRESSES[key] = (_next_address + 16, storage)
+        _next_address += (int(storage.nbytes()) // 512 + 2) * 512
+    return _ADDRESSES[key][0] + int(tensor.storage_offset()) * tensor.element_size()
+
+
+def is_fake_address(number: int) -> bool:
+    """Whether a number is one that `data_ptr()` of a fake tensor may have answered, or lies in its memory."""
+    return _FIRST_ADDRESS <= number < min(_next_address, _LAST_ADDRESS)
 
 
 def _to_cpu(value: Any) -> Any:
@@ -119,8 +144,12 @@ def _to_cpu(value: Any) -> Any:
     return value
 
 
+def _names_host(value: Any) -> bool:
+    return (isinstance(value, torch.device) and value.type == "cpu") or (isinstance(value, str) and value == "cpu")
+
+
 class _Nothing:
-    """A stream, event, device context or generator that does nothing."""
+    """A device context or generator that does nothing."""
 
     def __init__(self, *_: object, **__: object) -> None:
         self.cuda_stream = 0
@@ -150,10 +179,12 @@ def answer_as_cuda() -> None:
         "get_device_capability": lambda device=None: CAPABILITY,
         "get_device_name": lambda device=None: PROPERTIES["name"],
         "get_device_properties": lambda device=None: properties,
-        "current_stream": lambda device=None: _Nothing(),
-        "default_stream": lambda device=None: _Nothing(),
-        "stream": lambda stream: _Nothing(),
-        "synchronize": lambda device=None: None,
+        "current_stream": lambda device=None: STREAMS.current,
+        "default_stream": lambda device=None: STREAMS.default,
+        "stream": StreamContext,
+        "StreamContext": StreamContext,
+        "set_stream": set_stream,
+        "synchronize": lambda device=None: STREAMS.host_waits_for_all(),
         "empty_cache": lambda: None,
         "is_bf16_supported": lambda including_emulation=True: True,
         "is_current_stream_capturing": lambda: False,
@@ -163,8 +194,11 @@ def answer_as_cuda() -> None:
         "mem_get_info": lambda device=None: (100_000_000_000, PROPERTIES["total_memory"]),
         "manual_seed": lambda seed: None,
         "manual_seed_all": lambda seed: None,
-        "Stream": _Nothing,
-        "Event": _Nothing,
+        "CUDAGraph": refuse_graph,
+        "graph": refuse_graph,
+        "make_graphed_callables": refuse_graph,
+        "Stream": Stream,
+        "Event": Event,
         "device": _Nothing,
         "device_of": _Nothing,
     }

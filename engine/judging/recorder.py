@@ -17,6 +17,9 @@ import torch
 from engine.judging.child import MODULE, describe
 from engine.judging.host_ops import span_bytes
 from engine.judging.interpreter import _tensors_in
+from engine.judging.lowering import CompileFailed
+from engine.judging.plan import MAX_CHOICES, MAX_GRID, Launch
+from engine.judging.plan_recorder import PlanRecorder
 from engine.judging.pretend import PROPERTIES
 
 DEFAULT_WARPS, DEFAULT_STAGES = 4, 3
@@ -54,18 +57,15 @@ class Recorded:
         return (self.name, tuple(map(_kind, self.args)), tuple((k, _kind(v)) for k, v in sorted(self.kwargs.items())))
 
 
-class CompileFailed(Exception):
-    """A kernel does not compile for the target, or does not fit on it (`resources`)."""
-
-    def __init__(self, kernel: str, text: str, *, resources: bool) -> None:
-        super().__init__(text)
-        self.kernel, self.text, self.resources = kernel, text, resources
-
-
 class LaunchRecorder:
-    """Replaces Triton's launch path in this process, once. `launches` holds what was noted since `clear`."""
+    """Replaces Triton's launch path in this process, once. `launches` holds what was noted since `clear`. While `plan`
+    is set, it hears each launch with all its autotune configurations."""
 
     def __init__(self) -> None:
+        self.plan: PlanRecorder | None = None
+        self.counting = True
+        self.asks_for_best = False
+        self._choices: list[Launch] | None = None
         self.launches: dict[tuple[Any, ...], Recorded] = {}
         self.foreign: Counter[str] = Counter()
         self.remarks: list[str] = []
@@ -89,11 +89,21 @@ class LaunchRecorder:
         JITFunction.run = run
         autotuner.Autotuner.run = tune
 
+    def clear(self) -> None:
+        """Forget what was noted and count again."""
+        self.launches, self.foreign, self.remarks, self.counting = {}, Counter(), [], True
+
     def tuned(self, tuner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An autotuned launch: the first config is noted, the others are kept in case it does not fit."""
         tuner.nargs = dict(zip(tuner.arg_names, args, strict=False))
-        configs = tuner.prune_configs(kwargs)
+        configs = list(tuner.prune_configs(kwargs))
         first = configs[0]
+        conflicts = sorted(kwargs.keys() & first.kwargs.keys())
+        if conflicts:
+            raise ValueError(
+                f"Conflicting meta-parameters: {', '.join(conflicts)}. Make sure that you don't re-define auto-tuned "
+                "symbols."
+            )
         if first.pre_hook is not None:
             first.pre_hook({**tuner.nargs, **kwargs, **first.all_kwargs()})
         self._others = tuple(config.all_kwargs() for config in configs[1:MAX_CONFIGS])
@@ -101,9 +111,26 @@ class LaunchRecorder:
             self.remark(f"autotune {tuner.base_fn.__name__}: {len(configs)} configs, first used: {first}")
         tuner.best_config = first
         try:
-            return tuner.fn.run(*args, **kwargs, **first.all_kwargs())
+            if self.plan is None:
+                return tuner.fn.run(*args, **kwargs, **first.all_kwargs())
+            self._tune(tuner, configs, args, kwargs)
         finally:
             self._others = ()
+
+    def _tune(self, tuner: Any, configs: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Each configuration a choice of one launch; a hook before the launch, or a program that asks which one was
+        chosen, ties the plan to the first."""
+        assert self.plan is not None
+        tied = self.asks_for_best or configs[0].pre_hook is not None
+        chosen = configs[:1] if tied else [config for config in configs if config.pre_hook is None]
+        self._choices = []
+        try:
+            for config in chosen[:MAX_CHOICES]:
+                tuner.fn.run(*args, **kwargs, **config.all_kwargs())
+            if self._choices:
+                self.plan.launch(tuple(self._choices))
+        finally:
+            self._choices = None
 
     def remark(self, text: str) -> None:
         if text not in self.remarks:
@@ -111,7 +138,9 @@ class LaunchRecorder:
 
     def note(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], grid: Any) -> None:
         if getattr(function.fn, "__module__", "") != MODULE:
-            self.foreign[str(function.__name__)] += 1
+            self.foreign[str(function.__name__)] += self.counting
+            if self.plan is not None:
+                self.plan.refuse(f"a kernel of another file, {function.__name__}")
             return
         if grid is None:
             raise TypeError(f"kernel {function.__name__} launched without a grid")
@@ -119,19 +148,31 @@ class LaunchRecorder:
         if not all(size >= 1 for size in extent):
             # An empty grid launches nothing, on a device as well.
             return
-        if extent[0] > 2**31 - 1 or extent[1] > 65535 or extent[2] > 65535:
+        if any(size > limit for size, limit in zip(extent, MAX_GRID, strict=True)):
             raise CompileFailed(
                 function.__name__,
-                f"kernel {function.__name__}: grid {extent} exceeds the limits (2147483647, 65535, 65535)",
+                f"kernel {function.__name__}: grid {extent} exceeds the limits {MAX_GRID}",
                 resources=True,
             )
         _check_arguments(function, args, kwargs)
-        recorded = Recorded(function, args, dict(kwargs), extent, _bytes_of(args, kwargs), self._others)
+        if self.plan is not None:
+            self._plan_launch(self.plan, self.plan.choice(function, args, kwargs, extent))
+            if not self.counting or (self._choices is not None and len(self._choices) > 1):
+                return
+        with torch._C.DisableTorchFunction():
+            size = _bytes_of(args, kwargs)
+        recorded = Recorded(function, args, dict(kwargs), extent, size, self._others)
         key = (*recorded.specialisation, extent, recorded.bytes)
         if key in self.launches:
             self.launches[key].count += 1
         else:
             self.launches[key] = recorded
+
+    def _plan_launch(self, plan: PlanRecorder, launch: Launch | None) -> None:
+        if launch is not None and self._choices is not None:
+            self._choices.append(launch)
+        elif launch is not None:
+            plan.launch((launch,))
 
     def compile_all(self, deadline: float) -> None:
         """Compile each specialisation; raises CompileFailed. What the deadline leaves out is remarked."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,10 @@ FULL = "full"
 POOL = 4
 """Further draws from which PyTorch's own error on a small output is taken; the largest counts."""
 KEPT_TASKS = 4
-LEFT_BYTES = 4 << 30
+REMEMBERED_BYTES = {"cpu": 256 << 20, "cuda": 6 << 30}
+"""Of results, in fp64."""
+
+LEFT_BYTES = 12 << 30
 """More than this in use between calls is taken for tensors that wait in reference cycles."""
 RUNNABLE_FULL_ELEMENTS = 1 << 22
 """On a CPU the full variant is run only for a task without other variants, and only up to this many input elements."""
@@ -65,6 +69,7 @@ class References:
     def __init__(self, device: str) -> None:
         self.device = device
         self._full: dict[str, Full] = {}
+        self._results: OrderedDict[tuple[object, ...], tuple[Expected, int]] = OrderedDict()
         self._built: dict[tuple[str, str], Reference] = {}
 
     def full(self, task: Task) -> Full:
@@ -92,6 +97,23 @@ class References:
         if key not in self._built:
             self._built[key] = Reference(variant_source(task, variant), self.device, 0)
         return self._built[key]
+
+    def expected(
+        self, task: Task, variant: str, seed: int, params_seed: int, suite: str, precision: Precision
+    ) -> Expected:
+        """Results of one draw, remembered: candidates of one task are judged on the same draws."""
+        key = (task.task_hash, variant, seed, params_seed, suite, precision)
+        if key in self._results:
+            self._results.move_to_end(key)
+            return self._results[key][0]
+        result = expected(self.reference(task, variant), seed, params_seed, suite, precision)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in result.exact)
+        limit = REMEMBERED_BYTES["cpu" if self.device == "cpu" else "cuda"]
+        if size <= limit // 4:
+            self._results[key] = (result, size)
+            while sum(held for _, held in self._results.values()) > limit:
+                self._results.popitem(last=False)
+        return result
 
     def give_back_memory(self) -> None:
         """Free what PyTorch keeps of the device's memory: candidates and other judges need it."""

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from engine.canonical import Json
-from engine.codec import encode
-from engine.judging.children import Child
-from engine.judging.host_ops import from_json
-from engine.judging.inputs import UnsupportedTask, derive_seed, replay
-from engine.judging.judge import Findings, Judge, Stop, ask
-from engine.judging.messages import Failure, failure_of, is_memory, state_problem
+from engine.judging.inputs import UnsupportedTask, derive_seed
+from engine.judging.judge import Findings, Judge, Stop
+from engine.judging.messages import Failure, is_memory
 from engine.judging.numerics import Comparison, compare, precision_class, scale_of
-from engine.judging.policy import goes_beyond, policy_problem
 from engine.judging.reference import tree_text
-from engine.judging.references import FULL, Expected, emulated_error, expected, init_json, state_shapes, work_of
-from engine.judging.wire import ChannelClosed, read_parts
+from engine.judging.references import Expected, emulated_error, expected
 from engine.records import CheckResult, Precision, Reason, Status, Task
 from engine.settings import Tolerance
 
@@ -31,10 +26,9 @@ LARGE_OUTPUT_BYTES = 1 << 29
 """Above this size of one result only the first suite is run on the variant, and other poison only if there is no
 other variant: each result costs a copy to the host and a pass in fp64."""
 
-UNJUDGED = {"cpu": (1, 3), "cuda": (32, 96)}
-"""Least and most calls that nobody looks at, made between two judged ones: a result that goes wrong after some number
-of calls shows in the next. Few in the interpreter, where each may take a second."""
-UNJUDGED_S = 0.5
+INTEGER = "integer"
+"""The suite on which fp32 products and sums are exact in any order, so that PyTorch makes no error and TF32 a large
+one. Run on operators of nothing else even where it is not asked for."""
 
 _HINTS = {
     "tf32": ' Its error is that of TF32 operands: fp32 products need tl.dot(..., input_precision="ieee").',
@@ -55,14 +49,32 @@ class Call:
     poison: str
 
 
-class VariantRun:
+class VariantRun(ABC):
     """All calls of one variant. Stops the judgement at the first failure."""
 
-    def __init__(
-        self, judge: Judge, child: Child, task: Task, variant: str, host_ops: str, found: Findings, deadline: float
-    ) -> None:
-        self.judge, self.child, self.task, self.variant = judge, child, task, variant
-        self.host_ops, self.found, self.deadline = host_ops, found, deadline
+    @abstractmethod
+    def _load(self, source: str) -> None:
+        """Make the candidate ready for this variant."""
+
+    @abstractmethod
+    def _forward(self, call: Call, *, count_ops: bool, late: bool = False) -> float:
+        """One call on its draw of inputs and parameters, whose results are held; seconds it took."""
+
+    @abstractmethod
+    def _collect(self, names: Sequence[str], suite: str) -> Mapping[str, Json]:
+        """Held results by call: `tree`, and `tensors` with plain, type, dtype, shape, stride, device of each."""
+
+    @abstractmethod
+    def _raw(self, row: Json, size: int | None = None) -> torch.Tensor:
+        """The bytes of one tensor of a collected result, on the judge's device; `size` is what they should be."""
+
+    @abstractmethod
+    def _further_calls(self) -> None:
+        """Calls between the first judged ones and the rest."""
+
+    def __init__(self, judge: Judge, task: Task, variant: str, found: Findings, deadline: float) -> None:
+        self.judge, self.task, self.variant = judge, task, variant
+        self.found, self.deadline = found, deadline
         self.reference = judge.references.reference(task, variant)
         self.precision = task.contract.precision or judge.settings.precision
         self.slack = 1.0 if judge.place.device == "cpu" else 0.0
@@ -85,7 +97,7 @@ class VariantRun:
         elif slowest > SLOW_CALL_S:
             self.found.remark(f"{self.variant}: a call takes {slowest:.0f} s here, further suites were left out")
         else:
-            self._unjudged_calls()
+            self._further_calls()
             for number, pair in enumerate(usable):
                 self._perform([pair], count_ops=number == 0, late=True)
         if not large or len(self.judge.references.variants(self.task)) == 1:
@@ -94,6 +106,8 @@ class VariantRun:
     def _plan(self) -> list[Call]:
         settings = self.judge.settings
         suites = self.task.contract.suites or settings.suites
+        if INTEGER not in suites and self.judge.references.full(self.task).work.linear:
+            suites = (*suites, INTEGER)
         return [
             self._call(suite, draw, "nan" if (number + draw) % 2 == 0 else "garbage")
             for draw in range(settings.seeds)
@@ -108,7 +122,9 @@ class VariantRun:
     def _expected(self, call: Call) -> Expected | None:
         """The reference's results; None for a suite that the operator does not admit (log of a negative, say)."""
         try:
-            result = expected(self.reference, call.seed, call.params_seed, call.suite, self.precision)
+            result = self.judge.references.expected(
+                self.task, self.variant, call.seed, call.params_seed, call.suite, self.precision
+            )
             if _bytes(result) > LARGE_OUTPUT_BYTES:
                 self.judge.references.give_back_memory()
         except (RuntimeError, ValueError, IndexError) as error:
@@ -122,103 +138,14 @@ class VariantRun:
         self.found.remark(f"{self.variant}: suite {call.suite} left out, the reference is not finite there")
         return None
 
-    def _load(self, source: str) -> None:
-        reference = self.reference
-        for index, spec in enumerate(reference.params):
-            if spec.kind == "keep":
-                flat = reference.kept[spec.name].detach().contiguous().cpu().reshape(-1)
-                content = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
-                (self.child.scratch / f"param_{index}.bin").write_bytes(content)
-        message = {
-            "op": "load",
-            "source": source,
-            "init": init_json(reference.init_inputs),
-            "params": encode(reference.params),
-            "seed": derive_seed(self.found.seed, self.variant, "init"),
-            "device": self.judge.place.device,
-            "target": self.judge.place.target,
-            "tf32": self.precision is not Precision.IEEE,
-        }
-        answer = self._ask(message, "while ModelNew was built")
-        self._stop_on_error(answer, f"building ModelNew (variant {self.variant})", None)
-        problem = state_problem(state_shapes(reference), self._field(answer, "state", dict))
-        if problem is not None:
-            raise Stop(Failure(Status.FAILED, Reason.STATE_MISMATCH, problem), self.variant)
-
-    def _unjudged_calls(self) -> None:
-        """Calls in a number that the candidate cannot know, on inputs that no judged call has."""
-        least, most = UNJUDGED[torch.device(self.judge.place.device).type]
-        draw = derive_seed(self.found.seed, self.variant, "unjudged")
-        message = {
-            "op": "repeat",
-            "program": encode(self.reference.inputs),
-            "seed": draw,
-            "suite": "nominal",
-            "count": least + draw % (most - least + 1),
-            "seconds": UNJUDGED_S,
-        }
-        answer = self._ask(message, f"in repeated calls of forward() (variant {self.variant})")
-        self._stop_on_error(answer, f"repeated calls of forward() (variant {self.variant})", None)
-
     def _perform(self, pairs: Sequence[tuple[Call, Expected]], *, count_ops: bool, late: bool = False) -> float:
         slowest = 0.0
         for number, (call, _) in enumerate(pairs):
-            answer = self._forward(call, count_ops=count_ops and number == 0, late=late)
-            slowest = max(slowest, float(self._field(answer, "wall_s", (int, float))))
+            slowest = max(slowest, self._forward(call, count_ops=count_ops and number == 0, late=late))
         outputs = self._collect([call.name for call, _ in pairs], pairs[-1][0].suite)
         for call, result in pairs:
             self._check(call, outputs[call.name], result)
         return slowest
-
-    def _forward(self, call: Call, *, count_ops: bool, late: bool = False) -> Mapping[str, Json]:
-        message = {
-            "op": "call",
-            "id": call.name,
-            "program": encode(self.reference.inputs),
-            "seed": call.seed,
-            "suite": call.suite,
-            "params_seed": call.params_seed,
-            "poison": call.poison,
-            # Guards keep every allocation of a call alive, which the full size may not allow.
-            "guard": self.variant != FULL,
-            "count_ops": count_ops,
-        }
-        answer = self._ask(message, f"in forward() (variant {self.variant}, suite {call.suite})", call.suite)
-        self._stop_on_error(answer, f"forward() (variant {self.variant}, suite {call.suite})", call.suite)
-        mutated = self._field(answer, "mutated", list)
-        if mutated:
-            text = f"forward() changed its input {', '.join(map(str, mutated))} (variant {self.variant})"
-            raise Stop(Failure(Status.REJECTED, Reason.MUTATED_INPUT, text), self.variant, call.suite)
-        if self._field(answer, "overwritten", int):
-            text = f"a kernel wrote outside its tensors (variant {self.variant}). A mask or an index is wrong."
-            raise Stop(Failure(Status.FAILED, Reason.CRASH, text), self.variant, call.suite)
-        if count_ops:
-            self._policy(answer, call, late=late)
-        return answer
-
-    def _policy(self, answer: Mapping[str, Json], call: Call, *, late: bool) -> None:
-        """The policy again on what really ran: fake tensors may have taken another branch."""
-        host_ops = from_json(answer["host_ops"])
-        launches = sum(int(count) for count in self._field(answer, "launches", dict).values())
-        trace = self.found.trace
-        traced = None if trace is None or self.judge.place.device == "cpu" else trace.host_ops
-        if launches and traced is not None and not goes_beyond(host_ops, traced, same_size=self.variant == FULL):
-            # The record at full size has decided; a share at the size of a variant says less.
-            return
-        if late:
-            # What an earlier call captured in a CUDA graph is replayed without a launch.
-            launches = max(launches, 1)
-        inputs = replay(self.reference.inputs, self.reference.device, call.seed, call.suite)
-        own, share = work_of(self.reference.model, inputs), self.judge.settings.min_kernel_share
-        problem = policy_problem(launches, host_ops, self.host_ops, own, share)
-        if problem is not None:
-            raise Stop(problem, self.variant, call.suite)
-
-    def _collect(self, names: Sequence[str], suite: str) -> Mapping[str, Json]:
-        answer = self._ask({"op": "collect", "ids": list(names)}, "while its outputs were read", suite)
-        self._stop_on_error(answer, f"reading the outputs (variant {self.variant})", suite)
-        outputs: Mapping[str, Json] = self._field(answer, "outputs", dict)
-        return outputs
 
     def _check(self, call: Call, output: Json, result: Expected) -> None:
         where = f"variant {self.variant}, suite {call.suite}"
@@ -323,7 +250,7 @@ class VariantRun:
             raise Stop(Failure(Status.REJECTED, reason, text), self.variant, call.suite) from stop
 
     def _tensors(self, call: Call, output: Json, result: Expected, where: str) -> list[torch.Tensor]:
-        described = self._field(output, "tensors", list)
+        described = output["tensors"]
         if output["tree"] != result.tree or len(described) != len(result.plain):
             text = f"{where}: forward() returns {tree_text(output['tree'])}, expected {tree_text(result.tree)}"
             raise Stop(Failure(Status.REJECTED, Reason.STRUCTURE, text), self.variant, call.suite)
@@ -343,26 +270,15 @@ class VariantRun:
             problem = (Reason.DTYPE, f"{where}: dtype {row['dtype']}, expected {dtype}")
         elif row["device"] != torch.device(self.judge.place.device).type:
             problem = (Reason.STRUCTURE, f"{where}: on device {row['device']}, expected the inputs' device")
+        elif not _usual_layout(row["shape"], row["stride"], plain):
+            text = f"strides {row['stride']}, expected {list(plain.stride())} or a contiguous result"
+            problem = (Reason.STRUCTURE, f"{where}: {text}")
         if problem is not None:
             raise Stop(Failure(Status.REJECTED, *problem), self.variant, call.suite)
         if row["stride"] != list(plain.stride()) and plain.numel() > 1:
             self.found.remark(f"output stride {row['stride']}, the reference's is {list(plain.stride())}")
         content = self._raw(row, plain.numel() * plain.element_size())
         return content.view(plain.dtype).reshape(plain.shape)
-
-    def _raw(self, row: Json, size: int | None = None) -> torch.Tensor:
-        """The bytes of an output on the judge's device; its file is removed, as results at full size fill a disk."""
-        name = str(row["file"])
-        path = self.child.scratch / name.replace("/", "_")
-        try:
-            size = path.lstat().st_size if size is None else size
-            content = torch.empty(size, dtype=torch.uint8, device=self.judge.place.device)
-            for start, part in read_parts(path, size):
-                content[start : start + len(part)] = torch.frombuffer(part, dtype=torch.uint8)
-            path.unlink()
-        except (ChannelClosed, OSError) as error:
-            raise self._nonsense(error) from error
-        return content
 
     def _tolerance(self, dtype: torch.dtype, precision: Precision | None = None) -> Tolerance:
         contract, classes = self.task.contract, self.judge.settings.tolerances
@@ -378,22 +294,15 @@ class VariantRun:
             raise UnsupportedTask(f"judge.tolerances.{name} has no limits for {key}")
         return limits[key] if key in limits else Tolerance(0.0, 0.0, 0.0)
 
-    def _ask(self, message: Json, when: str, suite: str | None = None) -> Mapping[str, Json]:
-        left = max(0.1, self.deadline - time.monotonic())
-        return ask(self.child, message, left, when, self.variant, suite)
 
-    def _stop_on_error(self, answer: Mapping[str, Json], when: str, suite: str | None) -> None:
-        if "error" in answer:
-            raise Stop(failure_of(answer["error"], when), self.variant, suite)
+def _usual_layout(shape: Sequence[int], stride: Sequence[int], plain: torch.Tensor) -> bool:
+    """Whether strides are the reference's or contiguous; those of extents of one are free."""
 
-    def _field(self, answer: Json, name: str, kind: type | tuple[type, ...]) -> Json:
-        if name not in answer or not isinstance(answer[name], kind):
-            raise self._nonsense(TypeError(f"{name} is absent or of another type"))
-        return answer[name]
+    def meaningful(strides: Sequence[int]) -> list[int]:
+        return [step for extent, step in zip(shape, strides, strict=True) if extent > 1]
 
-    def _nonsense(self, error: Exception) -> Stop:
-        text = f"the candidate's process answered what its protocol does not know: {error}"
-        return Stop(Failure(Status.FAILED, Reason.CRASH, text), self.variant)
+    packed = torch.empty(tuple(shape), device="meta").stride()
+    return plain.numel() == 0 or meaningful(stride) in (meaningful(plain.stride()), meaningful(packed))
 
 
 def _bytes(result: Expected) -> int:

@@ -32,7 +32,17 @@ IMPORTS = frozenset(
 CALLS = frozenset({"exec", "eval", "compile", "open", "__import__", "globals", "vars", "locals"})
 DUNDERS = frozenset({"__init__", "__name__", "__post_init__"})
 FRAMES = frozenset({"f_locals", "f_globals", "f_back", "f_builtins", "gi_frame", "cr_frame", "tb_frame"})
-FORBIDDEN_ATTRIBUTES = frozenset({"load_inline", "cpp_extension", "_dynamo", "_inductor", "multiprocessing", "hub"})
+FORBIDDEN_ATTRIBUTES = frozenset(
+    [
+        *("load_inline", "cpp_extension", "_dynamo", "_inductor", "multiprocessing", "hub"),
+        # Modules that an allowed one has imported and so carries.
+        *("os", "sys", "ctypes", "np", "numpy", "threading", "importlib", "builtins", "subprocess", "inspect", "gc"),
+        # What switches off the modes that record a call.
+        *("_python_dispatch", "_disable_current_modes", "_DisableTorchDispatch"),
+    ]
+)
+"""Of imported names."""
+
 COMPILED = frozenset({"torch.compile", "torch.jit.script", "torch.jit.trace"})
 
 _REMARKS = {

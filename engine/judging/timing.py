@@ -106,6 +106,29 @@ def run_paired(
     return record.result(stopped)
 
 
+def combined(one: Paired, other: Paired) -> Paired:
+    """Two runs of the same sides with their places exchanged, as one: geometric means, in which what a place does to
+    its side cancels. Half-widths add in squares, as those of independent estimates, and half the distance of the two
+    runs with them: blocks within a run say nothing of how much a place matters."""
+
+    def both(a: Estimate, b: Estimate) -> Estimate:
+        middle = (math.log(a.value) + math.log(b.value)) / 2
+        apart = math.log(a.value / b.value)
+        low = math.hypot(math.log(a.value / a.lo), math.log(b.value / b.lo), apart) / 2
+        high = math.hypot(math.log(a.hi / a.value), math.log(b.hi / b.value), apart) / 2
+        return Estimate(math.exp(middle), math.exp(middle - low), math.exp(middle + high), a.n + b.n)
+
+    clocks = [clock for clock in (one.clock_mhz, other.clock_mhz) if clock is not None]
+    return Paired(
+        medians={side: both(one.medians[side], other.medians[side]) for side in one.medians},
+        ratios={side: both(one.ratios[side], other.ratios[side]) for side in one.ratios},
+        blocks=one.blocks + other.blocks,
+        dropped=one.dropped + other.dropped,
+        clock_mhz=min(clocks) if clocks else None,
+        stopped=one.stopped if one.stopped == other.stopped else f"{one.stopped}, {other.stopped}",
+    )
+
+
 def _lower(before: float | None, after: float | None) -> float | None:
     known = [clock for clock in (before, after) if clock is not None]
     return min(known) if known else None

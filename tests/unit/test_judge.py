@@ -268,12 +268,12 @@ def test_a_result_that_goes_stale_after_some_calls_is_found(monkeypatch):
     import tempfile
     from pathlib import Path
 
-    from engine.judging import runs
+    from engine.judging import own_process
     from engine.judging.service import Opening, Service
     from tests.support.judge import settings
 
-    monkeypatch.setitem(runs.UNJUDGED, "cpu", (40, 40))
-    monkeypatch.setattr(runs, "UNJUDGED_S", 30.0)
+    monkeypatch.setitem(own_process.UNJUDGED, "cpu", (40, 40))
+    monkeypatch.setattr(own_process, "UNJUDGED_S", 30.0)
     scratch = Path(tempfile.mkdtemp(prefix="judge-test-"))
     service = Service(Opening(settings().judge, "cpu", "sm_90", False, str(scratch), {}))
     try:
@@ -323,14 +323,15 @@ def test_required_sandbox_refuses_a_missing_layer(monkeypatch, tmp_path):
 def test_on_a_device_what_really_ran_counts(monkeypatch, launches, host, traced, late, reason):
     from types import SimpleNamespace
 
-    from engine.judging import runs
+    from engine.judging import own_process
     from engine.judging.judge import Findings, Stop
+    from engine.judging.runs import Call
     from engine.records import Trace
     from tests.support.judge import settings
 
-    monkeypatch.setattr(runs, "work_of", lambda model, inputs: Work((MATMUL, RELU), 3e6))
-    monkeypatch.setattr(runs, "replay", lambda *arguments: [])
-    run = object.__new__(runs.VariantRun)
+    monkeypatch.setattr(own_process, "work_of", lambda model, inputs: Work((MATMUL, RELU), 3e6))
+    monkeypatch.setattr(own_process, "replay", lambda *arguments: [])
+    run = object.__new__(own_process.OwnProcessVariant)
     run.judge = SimpleNamespace(place=SimpleNamespace(device="cuda:0"), settings=settings().judge)
     run.found = Findings(1, trace=None if traced is None else Trace((), traced, ()))
     run.reference = SimpleNamespace(inputs=None, device="cuda:0", model=None)
@@ -339,7 +340,7 @@ def test_on_a_device_what_really_ran_counts(monkeypatch, launches, host, traced,
         "launches": {"kernel": launches},
         "host_ops": [[op.name, op.count, op.compute, op.flops, op.bytes] for op in host],
     }
-    call = runs.Call("nominal0", "nominal", 1, 2, "nan")
+    call = Call("nominal0", "nominal", 1, 2, "nan")
     try:
         run._policy(answer, call, late=late)
         found = None

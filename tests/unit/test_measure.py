@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import random
 from pathlib import Path
 
@@ -7,21 +9,28 @@ import pytest
 
 from engine.errors import WorkerError
 from engine.judging import measure
-from engine.judging.children import ChildEnded
+from engine.judging.children import ChildEnded, ChildTimeout
+from engine.judging.executors import ExecutorFault
 from engine.judging.gpu_state import lease, lock_path
-from engine.records import Contract, Precision, ScoreKind, Task
+from engine.judging.judge import Stop
+from engine.judging.messages import Failure
+from engine.judging.planned import Untraceable
+from engine.judging.replayed import NotReplayable
+from engine.records import Contract, Precision, Reason, ScoreKind, Status, Task
 from engine.settings import CudaSettings, LimitSettings
 
-CUDA = CudaSettings(0, ("eager", "compile"), 5, 10, 10.0, 0.05, 5.0, True)
+CUDA = CudaSettings(0, 1, ("eager", "compile"), 5, 10, 10.0, 0.05, 5.0, True, False)
 LIMITS = LimitSettings(1.0, 1.0, 1.0, 8, 8)
 TASK = Task("t", "t", "source", Contract(), "declared", "hash")
 
 
 class FakeWorker:
-    """Answers as the baseline process does; `absent` names what does not build, `hangs` what kills it."""
+    """Answers as the baseline process does; `absent` names what does not build, `hangs` what kills it, `loses` what is
+    built and then cannot be timed. `us`: what each side takes."""
 
-    def __init__(self, absent=(), hangs=()):
+    def __init__(self, absent=(), hangs=(), loses=(), us=(("eager", 40.0), ("compile", 30.0))):
         self.absent, self.hangs, self.alive, self.closed = absent, hangs, True, False
+        self.loses, self.us, self.blocks = loses, dict(us), []
 
     def ask(self, message, timeout_s):
         if message["op"] == "open":
@@ -31,7 +40,10 @@ class FakeWorker:
                 self.alive = False
                 raise WorkerError("gave no answer")
             return {"absent": "OutOfMemory" if message["who"] in self.absent else None}
-        return {"times_us": [{"eager": 40.0, "compile": 30.0}[message["who"]] * random.uniform(0.99, 1.01)]}
+        self.blocks.append(message["who"])
+        if message["who"] in self.loses:
+            return {"error": {"type": "RuntimeError", "message": "a graph cannot be replayed"}}
+        return {"times_us": [self.us[message["who"]] * random.uniform(0.99, 1.01)]}
 
     def close(self):
         self.alive, self.closed = False, True
@@ -68,10 +80,10 @@ def stopwatch(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "lock_path", lambda uuid: tmp_path / "lock")
     monkeypatch.setattr(measure, "ForkServerClient", lambda environment, log: None)
 
-    def make(workers, children):
+    def make(workers, children, replays=None, cuda=CUDA):
         left = list(workers)
         monkeypatch.setattr(measure, "_spawn", lambda bench, module, folder: left.pop(0))
-        watch = measure.Stopwatch(measure.Bench(CUDA, LIMITS, "GPU-0", {}, tmp_path))
+        watch = measure.Stopwatch(measure.Bench(cuda, LIMITS, "GPU-0", {}, tmp_path, replays))
         forked = list(children)
         monkeypatch.setattr(watch, "_server", FakeWorker())
         monkeypatch.setattr(watch, "_child", lambda: forked.pop(0))
@@ -160,6 +172,199 @@ def test_the_baseline_process_is_kept_for_a_task_and_replaced_for_the_next(stopw
     assert second.alive
     watch.close()
     assert second.closed
+
+
+class FakeReplay:
+    """A plan behind a clock. `wrong`: what comparing its timed results raises."""
+
+    def __init__(self, us=20.0, wrong=None, small=False, fails_after=None):
+        self.us, self.wrong, self.cold_matters, self.checked, self.swapped = us, wrong, small, 0, 0
+        self.left = fails_after
+
+    def ask(self, message, timeout_s):
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                raise ExecutorFault("ended", "the executor ended with status -9")
+        warm = "cold" in message and not message["cold"]
+        return {"times_us": [(self.us / 2 if warm else self.us) * random.uniform(0.99, 1.01) for _ in range(3)]}
+
+    def swap(self, other):
+        self.swapped += 1
+
+    def check(self):
+        self.checked += 1
+        if self.wrong is not None:
+            raise self.wrong
+
+
+class FakeReplays:
+    """Plans by source; an exception is why there is none."""
+
+    def __init__(self, **plans):
+        self.plans, self.opened, self.open_now = plans, [], 0
+
+    @contextlib.contextmanager
+    def timed(self, task, source, *, cold):
+        found = self.plans[source]
+        if isinstance(found, Exception):
+            raise found
+        self.opened.append((source, cold))
+        self.open_now += 1
+        try:
+            yield found
+        finally:
+            self.open_now -= 1
+
+
+WRONG = Stop(Failure(Status.REJECTED, Reason.WRONG_RESULT, "48 of 48 elements are wrong"))
+
+
+def kinds_of(measured):
+    return {timing.who: timing.score_kind for timing in measured.timings}
+
+
+def test_a_candidate_with_a_plan_is_measured(stopwatch):
+    plan = FakeReplay()
+    replays = FakeReplays(c=plan)
+    got = timed(stopwatch([FakeWorker()], [], replays))
+    assert kinds_of(got)["candidate"] is ScoreKind.MEASURED
+    assert got.ratio("eager").value == pytest.approx(2.0, rel=0.03)
+    assert (got.note, plan.checked) == ("", 1)
+    assert (replays.opened, replays.open_now) == ([("c", True)], 0)
+    assert "candidate_warm_us" not in got.settings
+
+
+def test_a_plan_that_fits_into_the_cache_has_a_warm_time_too(stopwatch):
+    got = timed(stopwatch([FakeWorker()], [], FakeReplays(c=FakeReplay(small=True))))
+    assert float(got.settings["candidate_warm_us"]) == pytest.approx(10.0, rel=0.03)
+    assert got.timing("candidate").median_us == pytest.approx(20.0, rel=0.03)
+
+
+def test_both_plans_are_compared_with_the_reference(stopwatch):
+    plans = FakeReplay(), FakeReplay(us=26.0)
+    got = timed(stopwatch([FakeWorker()], [], FakeReplays(c=plans[0], i=plans[1])), incumbent="i")
+    assert got.ratio("incumbent").value == pytest.approx(1.3, rel=0.03)
+    assert [(plan.checked, plan.swapped) for plan in plans] == [(2, 1), (2, 0)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        pytest.param(WRONG, "48 of 48 elements are wrong", id="wrong"),
+        pytest.param(ExecutorFault("ended", "the executor ended"), "the executor ended", id="executor-lost"),
+        pytest.param(NotReplayable("RuntimeError: no"), "RuntimeError: no", id="cannot-be-followed"),
+    ],
+)
+@pytest.mark.parametrize("who", ["candidate", "incumbent"])
+def test_what_computes_something_else_while_it_is_timed_is_dropped_with_a_note(stopwatch, who, wrong, words):
+    plans = {"candidate": FakeReplay(), "incumbent": FakeReplay(us=26.0)}
+    plans[who].wrong = wrong
+    replays = FakeReplays(c=plans["candidate"], i=plans["incumbent"])
+    got = timed(stopwatch([FakeWorker()], [], replays), incumbent="i")
+    assert got.timing(who) is None
+    assert got.timing("eager") is not None
+    assert got.note.startswith(f"{who}: ")
+    assert "outputs of timed calls" in got.note
+    assert words in got.note
+    assert bool(got.refuted) == (who == "candidate" and wrong is WRONG)
+    assert replays.open_now == 0
+
+
+@pytest.mark.parametrize(
+    "why",
+    [Untraceable("reads a value on the host"), NotReplayable("ReplayError: another layout")],
+    ids=lambda e: str(e),
+)
+def test_without_a_plan_the_candidate_is_timed_in_its_own_process(stopwatch, why):
+    got = timed(stopwatch([FakeWorker()], [FakeChild(GOOD)], FakeReplays(c=why)))
+    assert kinds_of(got)["candidate"] is ScoreKind.UNVERIFIED
+    assert got.note == f"candidate is timed in its own process: {why}"
+
+
+@pytest.mark.parametrize("why", [WRONG, ExecutorFault("timeout", "no answer within 5 s")], ids=["stop", "fault"])
+def test_a_plan_that_fails_while_it_is_loaded_is_no_candidate(stopwatch, why):
+    got = timed(stopwatch([FakeWorker()], [], FakeReplays(c=why)))
+    assert got.timing("candidate") is None
+    assert got.note == f"candidate: {why}"
+    assert got.ratios == ()
+
+
+def test_an_executor_that_is_lost_while_it_is_timed_takes_only_its_side_along(stopwatch):
+    replays = FakeReplays(c=FakeReplay(fails_after=4), i=FakeReplay(us=26.0))
+    got = timed(stopwatch([FakeWorker()], [], replays), incumbent="i")
+    assert set(kinds_of(got)) == {"incumbent", "eager", "compile"}
+    assert "its timed process was lost: the executor ended" in got.note
+
+
+FORMS = ("eager", "compile", "eager_graph", "compile_graph")
+FOUR = dataclasses.replace(CUDA, baselines=FORMS)
+FOUR_US = (("eager", 40.0), ("compile", 30.0), ("eager_graph", 25.0), ("compile_graph", 35.0))
+
+
+def test_baselines_are_screened_once_and_eager_and_the_fastest_are_paired(stopwatch):
+    worker = FakeWorker(us=FOUR_US)
+    watch = stopwatch([worker], [], FakeReplays(c=FakeReplay()), FOUR)
+    got = timed(watch)
+    assert set(kinds_of(got)) == {"candidate", "eager", "eager_graph"}
+    assert got.ratio("eager_graph").value == pytest.approx(1.25, rel=0.03)
+    assert float(got.settings["compile_alone_us"]) == pytest.approx(30.0, rel=0.03)
+    assert worker.blocks.count("compile") == measure.SCREEN_BLOCKS
+    timed(watch)
+    assert worker.blocks.count("compile") == measure.SCREEN_BLOCKS
+
+
+def test_eager_alone_is_paired_once_where_it_is_the_fastest(stopwatch):
+    got = timed(stopwatch([FakeWorker(us=(("eager", 20.0), ("compile", 30.0)))], [], FakeReplays(c=FakeReplay())))
+    assert set(kinds_of(got)) == {"candidate", "eager"}
+
+
+def test_a_baseline_that_is_lost_in_screening_is_noted_and_the_next_fastest_paired(stopwatch):
+    worker = FakeWorker(us=FOUR_US, loses=("eager_graph",))
+    got = timed(stopwatch([worker], [], FakeReplays(c=FakeReplay()), FOUR))
+    assert set(kinds_of(got)) == {"candidate", "eager", "compile"}
+    assert got.note == "eager_graph: RuntimeError: a graph cannot be replayed"
+    assert "eager_graph_alone_us" not in got.settings
+
+
+PROBED = dataclasses.replace(CUDA, python_probe=True)
+SLOWER = {**GOOD, "time_block": {"times_us": [55.0]}}
+
+
+@pytest.mark.parametrize(
+    ("answers", "call_us", "words"),
+    [
+        pytest.param(SLOWER, "55", "", id="slower"),
+        pytest.param({**GOOD, "time_block": {"times_us": [19.8]}}, "19.8", "", id="as-fast"),
+        pytest.param(
+            {**GOOD, "time_block": {"times_us": [9.0]}}, "9", "they do not do the same", id="faster-than-its-plan"
+        ),
+        pytest.param({"start": "dies"}, None, "python: its process did not start", id="dies"),
+        pytest.param(
+            {**GOOD, "time_block": ChildTimeout("no answer")}, None, "python: its timed process was lost", id="hangs"
+        ),
+    ],
+)
+def test_a_new_best_is_also_timed_in_python(stopwatch, answers, call_us, words):
+    got = timed(stopwatch([FakeWorker()], [FakeChild(answers)], FakeReplays(c=FakeReplay()), PROBED))
+    assert (got.settings["python_call_us"] if call_us else None) == call_us
+    assert "python_call_us" not in got.settings or call_us
+    assert words in got.note
+    assert bool(got.note) == bool(words)
+    assert got.timing("candidate").score_kind is ScoreKind.MEASURED
+
+
+@pytest.mark.parametrize(
+    "plans",
+    [
+        pytest.param({"c": FakeReplay(), "i": FakeReplay(us=15.0)}, id="slower-than-the-incumbent"),
+        pytest.param({"c": Untraceable("no plan"), "i": FakeReplay()}, id="without-a-plan"),
+    ],
+)
+def test_what_is_no_new_best_is_not_timed_in_python(stopwatch, plans):
+    children = [FakeChild(GOOD)] if isinstance(plans["c"], Exception) else []
+    got = timed(stopwatch([FakeWorker()], children, FakeReplays(**plans), PROBED), incumbent="i")
+    assert "python_call_us" not in got.settings
 
 
 def test_a_lease_is_exclusive_and_shared_ones_overlap(tmp_path):

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from engine.judging.timing import Protocol, median_estimate, ratio_estimate, run_paired
+from engine.judging.timing import Estimate, Paired, Protocol, combined, median_estimate, ratio_estimate, run_paired
 
 PROTOCOL = Protocol(min_blocks=20, max_blocks=200, block_ms=5.0, ratio_halfwidth=0.01, budget_s=10.0)
 
@@ -114,3 +114,26 @@ def test_the_same_seed_gives_the_same_interval_and_no_values_is_an_error():
     assert median_estimate(values, 9) == median_estimate(values, 9)
     with pytest.raises(ValueError, match="at least one"):
         median_estimate([], 0)
+
+
+def paired(ratio, width):
+    ends = [math.exp(math.log(ratio) + side * width) for side in (-1, 1)]
+    estimate = Estimate(ratio, *ends, 10)
+    return Paired({"c": Estimate(10.0, 9.9, 10.1, 10)}, {"i": estimate}, 10, 1, 1980.0, "precise")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "value", "halfwidth"),
+    [
+        pytest.param((1.03, 0.0), (1 / 1.03, 0.0), 1.0, math.log(1.03), id="a-place-cancels-and-widens"),
+        pytest.param((1.2, 0.01), (1.2, 0.01), 1.2, 0.01 / math.sqrt(2), id="agreement-narrows"),
+        pytest.param((1.0, 0.03), (1.0, 0.04), 1.0, 0.025, id="half-widths-in-squares"),
+    ],
+)
+def test_two_runs_with_places_exchanged_are_one(one, other, value, halfwidth):
+    both = combined(paired(*one), paired(*other))
+    ratio = both.ratios["i"]
+    assert ratio.value == pytest.approx(value)
+    assert math.log(ratio.hi / ratio.value) == pytest.approx(halfwidth)
+    assert math.log(ratio.value / ratio.lo) == pytest.approx(halfwidth)
+    assert (ratio.n, both.blocks, both.dropped, both.stopped) == (20, 20, 2, "precise")

@@ -1,0 +1,155 @@
+"""The judge's side of executors: started before they are needed, asked with deadlines, ended when anything is amiss."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine.canonical import Json
+from engine.errors import EngineError
+from engine.judging import arena
+from engine.judging.children import Child, ChildEnded, ChildTimeout, ForkServerClient, new_scratch
+from engine.judging.gpu_state import lease
+from engine.judging.sandbox import Confinement
+from engine.settings import LimitSettings
+
+RECYCLE = 16
+"""Candidates that one executor serves at most, as long as each left it intact."""
+
+OPEN_S = 60.0
+LEAST_ARENA_BYTES = 256 << 20
+
+
+class ExecutorFault(EngineError):
+    """A command failed. `kind`: timeout, ended (the process died), or the exception's type in the executor."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where executors run: a torch device."""
+
+    device: str
+
+
+class Executor:
+    """One executor process. After an ExecutorFault it is of no more use."""
+
+    def __init__(self, server: ForkServerClient, confinement: Confinement, seat: Seat) -> None:
+        self.seat = seat
+        self.uses = 0
+        self.loaded: set[str] = set()
+        self._arena: arena.Arena | None = None
+        self._child = Child(server, "execute", confinement)
+        try:
+            self._child.start(OPEN_S)
+            self.ask({"op": "open", "device": seat.device}, OPEN_S)
+        except (ChildEnded, ChildTimeout, ExecutorFault) as error:
+            output = self._child.output()
+            self.end()
+            raise ExecutorFault("ended", f"an executor did not start: {error}; {output[-400:]}") from error
+
+    def ask(self, message: Json, timeout_s: float) -> Mapping[str, Json]:
+        """One command and its answer; ExecutorFault when there is none."""
+        try:
+            answer: Mapping[str, Json] = self._child.ask(message, timeout_s)
+        except ChildTimeout as error:
+            raise ExecutorFault("timeout", f"no answer within {timeout_s:g} s; the executor was killed") from error
+        except ChildEnded as error:
+            text = f"the executor ended with status {error.status}: {self._child.output()[-400:]}"
+            raise ExecutorFault("ended", text) from error
+        if "fault" in answer:
+            raise ExecutorFault(str(answer["fault"]["type"]), str(answer["fault"]["message"]))
+        return answer
+
+    def memory(self, size: int, timeout_s: float) -> torch.Tensor:
+        """The shared arena, of at least `size` bytes; a larger one takes the place of a smaller."""
+        if self._arena is not None and self._arena.bytes.numel() >= size:
+            return self._arena.bytes
+        self._leave_arena()
+        size = max(size, LEAST_ARENA_BYTES)
+        token = str(self.ask({"op": "reserve", "bytes": size}, timeout_s)["token"])
+        self._arena = arena.attach(self.seat.device, size, token)
+        return self._arena.bytes
+
+    def _leave_arena(self) -> None:
+        if self._arena is not None:
+            self._arena.close()
+            self._arena = None
+
+    def end(self) -> None:
+        self._leave_arena()
+        self._child.__exit__(None, None, None)
+
+
+class ExecutorPool:
+    """Keeps `standby` executors warm from the first `warm` on, so that a judge whose candidates all fail before they
+    reach the device never makes a context. Safe to use from several threads."""
+
+    def __init__(
+        self, server: ForkServerClient, seat: Seat, limits: LimitSettings, scratch: Path, lock: Path, *, standby: int
+    ) -> None:
+        self._server, self._seat, self._limits, self._scratch = server, seat, limits, scratch
+        self._workers = ThreadPoolExecutor(max_workers=max(1, standby), thread_name_prefix="executor")
+        self._waiting: deque[Future[Executor]] = deque()
+        self._lock = threading.Lock()
+        self._standby, self._device_lock = standby, lock
+        self._closed = False
+
+    def warm(self) -> None:
+        """Start what is to stand by."""
+        with self._lock:
+            while not self._closed and len(self._waiting) < self._standby:
+                self._waiting.append(self._workers.submit(self._start))
+
+    def take(self) -> Executor:
+        """A warm executor, or one that starts now. The caller gives it back."""
+        with self._lock:
+            future = self._waiting.popleft() if self._waiting else self._workers.submit(self._start)
+        executor = future.result()
+        self.warm()
+        return executor
+
+    def give_back(self, executor: Executor, *, intact: bool) -> None:
+        """`intact`: no fault, no overwritten guard; only then it serves again, RECYCLE times at most."""
+        executor.uses += 1
+        with self._lock:
+            if intact and executor.uses < RECYCLE and not self._closed:
+                kept: Future[Executor] = Future()
+                kept.set_result(executor)
+                self._waiting.appendleft(kept)
+                return
+        executor.end()
+        self.warm()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            waiting, self._waiting = list(self._waiting), deque()
+        for future in waiting:
+            if not future.cancel() and future.exception() is None:
+                future.result().end()
+        self._workers.shutdown()
+
+    def _start(self) -> Executor:
+        limits = self._limits
+        confinement = Confinement(
+            scratch=new_scratch(self._scratch),
+            cpu_s=36000,
+            memory_bytes=None,
+            processes=limits.processes,
+            file_bytes=1 << 40,
+            gpu=True,
+        )
+        # Making a context disturbs whoever is being timed.
+        with lease(self._device_lock, shared=True):
+            return Executor(self._server, confinement, self._seat)

@@ -1,0 +1,131 @@
+"""Times calls as CUDA graphs: rotated buffer sets, L2 emptied by a flush that leaves nothing to write back.
+
+A sample is one replay of a graph with so many copies of the call that it takes LEAST_SAMPLE_US, each on a set of its
+own, which together exceed L2; its time is that between two events around the replay, less that between the events of an
+empty pair, divided by the copies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from engine.judging.driver import DISCARD_PTX, Driver
+
+LINE_BYTES = 128
+THREADS = 256
+FLUSH_FACTOR = 2
+EMPTY_PAIRS = 100
+LEAST_US = 0.05
+MAX_SAMPLES = 200
+WARM_UP = 3
+LEAST_SAMPLE_US = 200.0
+"""Starting a graph costs some microseconds that an empty pair of events does not show; a longer sample dilutes them."""
+SLOW_US, SLOW_SETS = 300.0, 16
+"""A call that takes longer rotates through so many sets at most, so that few samples go through all of them."""
+
+Call = Callable[[], object]
+_EVENT: Any = torch.cuda.Event
+
+
+class Flush:
+    """Writes twice the size of L2 and discards those lines: nothing of the last call stays, nothing dirty remains."""
+
+    def __init__(self) -> None:
+        size = FLUSH_FACTOR * torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+        self._size = -(-size // (LINE_BYTES * THREADS)) * LINE_BYTES * THREADS
+        self._buffer = torch.empty(self._size, dtype=torch.uint8, device="cuda")
+        self._driver = Driver()
+        self._function = self._driver.load(DISCARD_PTX, "discard_l2", threads=THREADS, shared_bytes=0)
+        self._values = (ctypes.c_uint64(self._buffer.data_ptr()), ctypes.c_uint64(self._size))
+        self._addresses = (ctypes.c_void_p * 2)(*(ctypes.addressof(value) for value in self._values))
+
+    def __call__(self) -> None:
+        self._driver.reset_persisting_l2()
+        self._buffer.fill_(1)
+        grid = (self._size // LINE_BYTES // THREADS, 1, 1)
+        self._driver.launch(self._function, grid, self._addresses, torch.cuda.current_stream().cuda_stream)
+
+
+class GraphTimer:
+    """Times `calls`, one for each buffer set, as graphs in rotation. `renew`: for each set what makes its buffers as if
+    never used, run before every sample of it and not timed. Building a timer warms up and captures."""
+
+    def __init__(self, calls: Sequence[Call], renew: Sequence[Call] = ()) -> None:
+        self._calls, self._renew = calls, renew
+        self._flush = Flush()
+        self._overhead_us = 0.0
+        self._turn = 0
+        self._groups = [[0]]
+        self._graphs = [_captured(calls[:1])]
+        self._overhead_us = statistics.median(self._times(EMPTY_PAIRS, None, cold=True))
+        alone_us = statistics.median(self._times(WARM_UP, self._next, cold=True))
+        count = min(len(calls), SLOW_SETS) if alone_us > SLOW_US else len(calls)
+        copies = max(1, min(math.ceil(LEAST_SAMPLE_US / alone_us), count))
+        self._groups = _groups(count, copies)
+        if count > 1:
+            self._graphs = [_captured([calls[number] for number in group]) for group in self._groups]
+        self.call_us = statistics.median(self._times(WARM_UP, self._next, cold=True))
+
+    @property
+    def _copies(self) -> int:
+        return len(self._groups[0])
+
+    def block(self, milliseconds: float, *, cold: bool) -> list[float]:
+        """Times of a call in µs, from as many samples as take about `milliseconds`, at least one. `cold` empties L2
+        before each sample; otherwise one graph is replayed again and again."""
+        sample_us = self.call_us * self._copies
+        count = max(1, min(round(milliseconds * 1e3 / max(sample_us, 1.0)), MAX_SAMPLES))
+        return self._times(count, self._next if cold else self._same, cold=cold)
+
+    def _next(self) -> None:
+        self._graphs[self._turn % len(self._graphs)].replay()
+        self._turn += 1
+
+    def _same(self) -> None:
+        self._graphs[0].replay()
+
+    def _prepare(self) -> None:
+        for number in self._groups[self._turn % len(self._graphs)]:
+            if self._renew:
+                self._renew[number]()
+        self._flush()
+
+    def _times(self, count: int, replay: Callable[[], None] | None, *, cold: bool) -> list[float]:
+        pairs = []
+        for _ in range(count):
+            start, end = _EVENT(enable_timing=True), _EVENT(enable_timing=True)
+            if cold:
+                self._prepare()
+            start.record()
+            if replay is not None:
+                replay()
+            end.record()
+            pairs.append((start, end))
+        torch.cuda.synchronize()
+        return [
+            max((start.elapsed_time(end) * 1e3 - self._overhead_us) / self._copies, LEAST_US) for start, end in pairs
+        ]
+
+
+def _groups(calls: int, copies: int) -> list[list[int]]:
+    """Graphs of `copies` different calls each that together go through all of them."""
+    return [[(start + k) % calls for k in range(copies)] for start in range(0, calls, copies)]
+
+
+def _captured(calls: Sequence[Call]) -> Any:
+    for call in calls:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        for call in calls:
+            call()
+    graph.replay()
+    torch.cuda.synchronize()
+    return graph

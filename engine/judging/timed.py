@@ -1,0 +1,106 @@
+"""A candidate's plan made ready for the clock: rotated sets with values of their own, captured as graphs. What the
+timed replays computed is compared with the reference afterwards."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Mapping
+
+import torch
+
+from engine.canonical import Json
+from engine.judging.inputs import derive_seed
+from engine.judging.layout import set_bytes
+from engine.judging.replayed import POISON, ReplayedVariant
+from engine.judging.runs import Call
+
+ROTATION_FACTOR = 3
+LEAST_SETS = 4
+MAX_SETS = 64
+CHECKED_SETS = 16
+"""Sets that a timing surely replays, whatever a call takes: those from which checked ones are drawn."""
+
+MEMORY_SHARE = 0.3
+CHECKED = 3
+SECOND_DRAW = 3 << 20
+
+
+def rotation(size: int, cache_bytes: int, free_bytes: int) -> int:
+    """Sets of `size` bytes that together are at least 3x L2, and at least LEAST_SETS, as far as memory allows."""
+    wanted = max(LEAST_SETS, -(-ROTATION_FACTOR * cache_bytes // max(size, 1)))
+    allowed = int(MEMORY_SHARE * free_bytes // max(size, 1))
+    return max(1, min(wanted, allowed, MAX_SETS))
+
+
+class TimedReplay(ReplayedVariant):
+    """One candidate at full size in an executor of its own."""
+
+    def open(self, *, cold: bool) -> None:
+        """Load the plan, fill every set, capture, and fill again: what is read later was written by timed replays.
+        Before each sample its buffers are poisoned, so that no replay can rest on an earlier one. `cold`: L2 is
+        emptied too."""
+        self._cold = cold
+        self._load("")
+        self._calls = [self._timed_call(number) for number in range(self.replay.sets)]
+        self.fill_state(self._calls[0])
+        self._fill_all()
+        layout = self.replay.layout
+        message = {
+            "op": "graphs",
+            "sets": list(range(self.replay.sets)),
+            "fresh": [[list(span)] for span in layout.fresh],
+            "kept": [list(layout.kept_fresh)] if layout.kept_fresh[0] < layout.kept_fresh[1] else [],
+            "byte": POISON[self._calls[0].poison],
+        }
+        self.executor.ask(message, self._left())
+        self._fill_all()
+
+    def swap(self, other: TimedReplay) -> None:
+        """Exchange executors and open both again: the same kernel takes another time in another process and memory, by
+        some percent at 10 µs, and two runs with the places exchanged cancel that."""
+        self.executor, other.executor = other.executor, self.executor
+        self.open(cold=self._cold)
+        other.open(cold=other._cold)
+
+    def ask(self, message: Json, timeout_s: float) -> Mapping[str, Json]:
+        """A command to its executor; `time_block` is all that the clock needs."""
+        return self.executor.ask({"cold": self._cold, **message}, timeout_s)
+
+    def check(self) -> None:
+        """Compare outputs of some sets; Stop when the timed calls computed something else than judged ones."""
+        sets = min(self.replay.sets, CHECKED_SETS)
+        for number in random.Random(secrets.randbits(62)).sample(range(sets), min(sets, CHECKED)):
+            call = self._calls[number]
+            result = self._expected(call)
+            if result is not None:
+                self._intact(number, POISON[call.poison], self._inputs(call), call)
+                self._where[call.name] = ("steady", number)
+                self._check(call, self._collect([call.name], call.suite)[call.name], result)
+
+    @property
+    def cold_matters(self) -> bool:
+        """Whether one set fits into L2, so that a warm time says something else."""
+        return set_bytes(self.compiled.plan) < _cache_bytes()
+
+    def _layout_seed(self) -> int | None:
+        return None
+
+    def _sets(self) -> int:
+        free, _ = torch.cuda.mem_get_info()
+        return rotation(set_bytes(self.compiled.plan), _cache_bytes(), free)
+
+    def _timed_call(self, number: int) -> Call:
+        seed = derive_seed(self.found.seed, "timed", number)
+        params = derive_seed(self.found.seed, "timed", "params")
+        return Call(f"timed{number}", "nominal", seed, params, "garbage")
+
+    def _fill_all(self) -> None:
+        for number, call in enumerate(self._calls):
+            self.replay.fill(number, POISON[call.poison])
+            self.replay.write_inputs(number, self._inputs(call), first=False)
+        torch.cuda.synchronize()
+
+
+def _cache_bytes() -> int:
+    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size)
