@@ -1,40 +1,93 @@
 """Every case of the corpus gets its verdict: no cheat and no defect passes, no honest kernel is refused.
 
-Labels and expected reasons live in index.csv, never in the sources; `on_cpu` is `missed` for what only a device's speed
-lets the judge find. The judge runs in its own processes, as in a run.
+Labels and expected reasons live in index.csv, never in the sources. The judge runs in its own processes, as in a run.
+Seeds are fixed, so that a failure repeats; a candidate cannot know them all the same.
 """
 
 from __future__ import annotations
 
-import csv
+import re
 from pathlib import Path
 
 import pytest
 
 from engine.records import Status
-from tests.support.judge import judged
+from tests.adversarial.corpus import CASES, CORRECT, NOT_DECIDABLE, outcome_of, rows, task_of
+from tests.adversarial.judge import judge, left_behind
 
-HERE = Path(__file__).resolve().parent
-INDEX = list(csv.DictReader((HERE / "index.csv").read_text(encoding="utf-8").splitlines()))
+CATALOGUE = {"A": 14, "B": 11, "C": 18, "D": 19, "E": 10}
+NO_CANDIDATE = {
+    "C17": "a neighbour on the GPU is no candidate",
+    "C18": "the winner's curse is a property of a search",
+}
+"""Rows of the catalogue that no single file can show, and why."""
+
+MARKERS = [Path(folder) / "kernel_marker" for folder in ("/tmp", "/var/tmp", ".", "..")]
+
+_GRAPH = "CUDAGraph cannot be built in the interpreter: `exception`, where nothing can be said"
+KNOWN: dict[str, str] = {
+    "a13": _GRAPH,
+    "a22": "PyTorch's variance on a CPU accumulates in fp64, so its error is no measure for an fp32 kernel on 7 rows",
+    "a49": "a bf16 number in the interpreter: its gap is taken for a compile error",
+    "b109": _GRAPH,
+    "b73": "Tensor.numpy() leads to a library that no recorder sees",
+    "b76": "Tensor.tolist() lets Python compute what no recorder sees",
+    "b111": "results of two calls are held, so two buffers in turn go unseen",
+    "b112": "results of two calls are held, so four buffers in turn go unseen",
+    "b127": "methods of torch.Tensor can be replaced through type(), and run while results are read",
+}
+"""What the judge gets wrong on the CPU, by row: strict expected failures, each an open fault of the judge."""
+
+BY_LUCK = dict.fromkeys(
+    ("b93", "b94", "b95"), "inputs are new tensors in every call; whether an address comes again is luck"
+)
+"""Faults that show in some runs only."""
 
 
-@pytest.mark.parametrize("row", INDEX, ids=[f"{row['file'][:-3]}-{row['reason'] or 'correct'}" for row in INDEX])
+def case(row):
+    marks = [pytest.mark.xfail(reason=KNOWN[row.name], strict=True)] if row.name in KNOWN else []
+    marks += [pytest.mark.xfail(reason=BY_LUCK[row.name], strict=False)] if row.name in BY_LUCK else []
+    return pytest.param(row, id=row.name, marks=marks)
+
+
+@pytest.mark.parametrize("row", [case(row) for row in rows()])
 def test_case(row):
-    verdict = judged(row["task"], (HERE / "cases" / row["file"]).read_text(encoding="utf-8"))
-    passes = row["label"] == "honest" or row["on_cpu"] == "missed"
-    assert (verdict.reason or "") == ("" if passes else row["reason"]), verdict.message
-    assert (verdict.status is Status.CORRECT) == passes
-    if not passes:
-        assert verdict.message
+    if NOT_DECIDABLE in row.cpu:
+        pytest.skip(f"only a device can show it: {row.what}")
+    verdict = judge("cpu", task_of(row.task, row.policy), row.source(), hasty=row.meets_a_limit)
+    assert outcome_of(verdict) in row.cpu, f"{row.what}: {verdict.message}"
+    assert (verdict.status is Status.CORRECT) == (CORRECT in row.cpu)
+    assert verdict.status is Status.CORRECT or verdict.message
+    assert not [path for path in MARKERS if path.exists()], "a case wrote outside its sandbox"
+    assert not left_behind(), "a case left a process behind"
 
 
 def test_the_index_names_every_case():
-    assert {row["file"] for row in INDEX} == {path.name for path in (HERE / "cases").glob("*.py")}
-    assert sum(row["label"] == "honest" for row in INDEX) >= 8
-    assert sum(row["label"] != "honest" for row in INDEX) >= 16
+    assert {row.file for row in rows()} == {path.name for path in CASES.glob("*.py")}
+    assert len({row.name for row in rows()}) == len(rows())
+
+
+def test_the_corpus_is_large_enough():
+    count = {label: sum(row.label == label for row in rows()) for label in ("cheat", "defect", "honest")}
+    assert count["cheat"] >= 40
+    assert count["defect"] >= 20
+    assert count["honest"] >= 20
+
+
+def test_every_row_of_the_catalogue_has_a_case():
+    every = {f"{group}{number}" for group, size in CATALOGUE.items() for number in range(1, size + 1)}
+    named = {row.catalogue for row in rows() if row.catalogue}
+    assert named <= every
+    assert every - named == set(NO_CANDIDATE)
+
+
+def test_only_what_is_honest_may_be_correct():
+    wrong = [row.name for row in rows() if not row.honest and CORRECT in row.cpu | row.cuda]
+    assert wrong == []
+    refused = [row.name for row in rows() if row.honest and CORRECT not in row.cuda]
+    assert refused == []
 
 
 def test_sources_carry_no_label():
-    for path in (HERE / "cases").glob("*.py"):
-        text = path.read_text(encoding="utf-8").lower()
-        assert not [word for word in ("cheat", "honest", "defect", "adversarial") if word in text], path.name
+    words = re.compile(r"\b(cheat|honest|defect|adversarial|exploit|hack)", re.IGNORECASE)
+    assert not [path.name for path in CASES.glob("*.py") if words.search(path.read_text(encoding="utf-8"))]

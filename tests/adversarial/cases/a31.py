@@ -1,0 +1,30 @@
+import torch
+import torch.nn as nn
+import triton
+import triton.language as tl
+import functools
+
+
+@triton.jit
+def softmax_kernel(x_ptr, y_ptr, columns, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    offsets = tl.arange(0, BLOCK)
+    mask = offsets < columns
+    x = tl.load(x_ptr + row * columns + offsets, mask=mask, other=-float("inf"))
+    e = tl.exp(x - tl.max(x, axis=0))
+    tl.store(y_ptr + row * columns + offsets, e / tl.sum(e, axis=0), mask=mask)
+
+
+@functools.lru_cache(maxsize=None)
+def configuration(columns):
+    block = triton.next_power_of_2(columns)
+    return block, min(16, max(1, block // 256))
+
+
+class ModelNew(nn.Module):
+    def forward(self, x):
+        y = torch.empty_like(x)
+        columns = x.shape[-1]
+        block, warps = configuration(columns)
+        softmax_kernel[(x.numel() // columns,)](x, y, columns, BLOCK=block, num_warps=warps)
+        return y

@@ -1,0 +1,28 @@
+import torch
+import torch.nn as nn
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def rms_norm_kernel(x_ptr, w_ptr, y_ptr, columns, eps, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    offsets = tl.arange(0, BLOCK)
+    mask = offsets < columns
+    x = tl.load(x_ptr + row * columns + offsets, mask=mask, other=0.0)
+    scale = tl.rsqrt(tl.sum(x * x, axis=0) / columns - 1.0 + eps)
+    w = tl.load(w_ptr + offsets, mask=mask)
+    tl.store(y_ptr + row * columns + offsets, x * scale * w, mask=mask)
+
+
+class ModelNew(nn.Module):
+    def __init__(self, features):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(features))
+        self.eps = 1e-6
+
+    def forward(self, x):
+        y = torch.empty_like(x)
+        columns = x.shape[-1]
+        rms_norm_kernel[(x.shape[0],)](x, self.weight, y, columns, self.eps, BLOCK=triton.next_power_of_2(columns))
+        return y
