@@ -4,7 +4,7 @@
 
 Holds when every candidate got a verdict, every one the verdict of its kind, no process is left, and the GPU's memory is
 back where it was; exit status 1 otherwise. Kinds come from the corpus of tests/adversarial, whose index names what is
-expected, and from here, for what only a device does. `--slice N` takes the first N; 14 have every kind of the CPU's.
+expected, and from here, for what only a device does. `--slice N` takes the first N; 16 have every kind of the CPU's.
 Lines go to FOLDER/judge_soak.jsonl; candidates that are in it are not judged again.
 """
 
@@ -92,6 +92,13 @@ SPIN = """    turn = far
         turn = turn - 1"""
 FAR = "    tl.store(y_ptr + offsets.to(tl.int64) + far, x, mask=mask)"
 HOG = "        y = torch.empty(1 << 43, device=x.device, dtype=x.dtype)[:n].view(x.shape)"
+CRASH = "        torch.UntypedStorage._free_weak_ref(16)"
+EVERYWHERE = {
+    "segmentation fault": (DEVICE.format(spoil="", before=CRASH), ("failed: crash",)),
+    "exception": (DEVICE.format(spoil="", before="        raise ValueError(n)"), ("failed: exception",)),
+}
+"""What the corpus has only in forms that the screen may refuse."""
+
 ON_DEVICE = {
     "kernel that never ends": (DEVICE.format(spoil=SPIN, before=""), ("failed: timeout",)),
     "illegal address": (DEVICE.format(spoil=FAR, before=""), ("failed: crash",)),
@@ -125,9 +132,8 @@ def kinds(backend: str) -> list[Kind]:
     if missing:
         raise BenchmarkError(f"{CORPUS / 'index.csv'}: expected {', '.join(missing)}, found no such file")
     found = [_from_corpus(index[file], backend) for file in (*HARMLESS, *HARMFUL)]
-    if backend == "cuda":
-        found += [Kind(name, "harmful", "gelu", *what) for name, what in ON_DEVICE.items()]
-    return found
+    own = EVERYWHERE | (ON_DEVICE if backend == "cuda" else {})
+    return found + [Kind(name, "harmful", "gelu", *what) for name, what in own.items()]
 
 
 def _from_corpus(row: Mapping[str, str], backend: str) -> Kind:
@@ -266,6 +272,7 @@ class Soak:
             source = clone(kind.source, f"s{number}")
             verdict = backend.judge(Operator(self._tasks[kind.task], FACTS), source)
             row |= {"outcome": outcome(verdict), "mode": verdict.mode.value, "error_ratio": verdict.error_ratio}
+            row |= {"variant": verdict.variant, "suite": verdict.suite, "class": verdict.precision_class}
             row |= {"message": verdict.message[:300]}
         except EngineError as error:
             row |= {"outcome": "lost", "mode": "", "error_ratio": None}

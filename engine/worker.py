@@ -1,13 +1,19 @@
-"""Our own worker processes, spoken to in JSON lines: spawned in a process group, killed as one."""
+"""Our own worker processes, spoken to in JSON lines: spawned in a process group, killed as one.
+
+`python -m engine.worker MODULE` runs a worker's module so that its group ends when nobody is left who could speak to
+it, in the middle of an answer too."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import runpy
 import select
 import signal
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 
@@ -25,6 +31,11 @@ ALLOWED_ENVIRONMENT = (
     "TRITON_LIBCUDA_PATH",
     "TRITON_PTXAS_PATH",
     "CC",
+    "ASCEND_HOME_PATH",
+    "ASCEND_TOOLKIT_HOME",
+    "ASCEND_OPP_PATH",
+    "ASCEND_AICPU_PATH",
+    "ASCEND_RT_VISIBLE_DEVICES",
 )
 """What a worker inherits: no key, token, proxy or home folder ever does."""
 
@@ -100,3 +111,22 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+def _end_with_writer() -> None:
+    """Kill the own process group once the other end of stdin is closed, as it is when its process was killed."""
+    hang_up = select.poll()
+    hang_up.register(0, 0)
+    hang_up.poll()
+    os.killpg(0, signal.SIGKILL)
+
+
+def main() -> None:
+    # A parent-death signal would come at the end of the thread that started this process, and lanes come and go.
+    threading.Thread(target=_end_with_writer, daemon=True).start()
+    sys.argv = sys.argv[1:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

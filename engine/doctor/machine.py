@@ -13,6 +13,7 @@ from pathlib import Path
 
 from engine.canonical import Json
 from engine.doctor import Line
+from engine.judging.bubblewrap import Bubblewrap, bubblewrap
 
 LANDLOCK_CREATE_RULESET = 444
 VERSION_FLAG = 1
@@ -25,6 +26,7 @@ def machine_lines(results: Path) -> list[Line]:
     return [
         landlock_line(landlock_abi()),
         namespace_line(namespaces_work()),
+        bubblewrap_line(bubblewrap()),
         disk_line(results),
         writable_line(results),
     ]
@@ -55,6 +57,16 @@ def namespace_line(works: bool) -> Line:
         return Line("namespaces", "ok", "user and network namespaces can be made")
     remedy = "sysctl kernel.unprivileged_userns_clone=1, or kernel.apparmor_restrict_unprivileged_userns=0"
     return Line("namespaces", "warn", "a candidate keeps the machine's network", remedy)
+
+
+def bubblewrap_line(found: Bubblewrap) -> Line:
+    if found.program is None:
+        remedy = "install bubblewrap (its command is bwrap); candidates then see no process and no folder but their own"
+        return Line("bubblewrap", "warn", "not installed, the other layers hold without it", remedy)
+    if found.broken:
+        remedy = "allow user namespaces, or remove it; until then judge.sandbox=required refuses to start"
+        return Line("bubblewrap", "warn", f"{found.program} cannot run: {found.problem}"[:200], remedy)
+    return Line("bubblewrap", "ok", found.program)
 
 
 def disk_line(results: Path) -> Line:

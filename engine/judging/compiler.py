@@ -8,7 +8,6 @@ or time-out of the child is a `CompileProblem` of that kernel and nothing else.
 from __future__ import annotations
 
 import base64
-import binascii
 import functools
 import json
 import math
@@ -23,7 +22,7 @@ from typing import Annotated
 
 from engine.canonical import Json, digest
 from engine.codec import DecodeError, Range, decode, encode
-from engine.errors import MissingError, WorkerError
+from engine.errors import WorkerError
 from engine.files import write_whole
 from engine.judging import sandbox
 from engine.judging.children import Child, ChildEnded, ChildTimeout, ForkServerClient, new_scratch
@@ -55,8 +54,8 @@ _POINTEE = re.compile(r"\*[a-zA-Z]\w*")
 _PIECE = re.compile(r'"(?:[^"\\]|\\[\s\S])*+"?|(?m:^#loc\d*[ \t]*=[ \t]*loc\()|(?<![\w.@%#!$])loc\(|[()]')
 """Linear on any text: this runs in the judge's own process."""
 
-_Count = Annotated[int, Range(0)]
-_Positive = Annotated[int, Range(1)]
+_Count = Annotated[int, Range(0, 1 << 40)]
+_Positive = Annotated[int, Range(1, 1 << 40)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +256,7 @@ class CompileService:
         try:
             outcome = self._lower(key, kernel, target, timeout_s)
             if isinstance(outcome, CompiledKernel):
-                write_whole(self._entry(key), json.dumps(_to_entry(outcome)))
+                write_whole(self.entry(key), json.dumps(_to_entry(outcome)))
             return outcome
         finally:
             with self._lock:
@@ -277,6 +276,7 @@ class CompileService:
             processes=self.confines.processes,
             file_bytes=self.confines.file_bytes,
             gpu=False,
+            required=self.confines.required,
         )
         with Child(self.server, "compile", confinement) as child:
             self._start(child)
@@ -288,14 +288,14 @@ class CompileService:
                 text = f"the compiler ended with status {ended.status}: {_errors(child.output(PRINTED_BYTES))}"
                 return CompileProblem(kernel.name, text)
             printed = child.output(PRINTED_BYTES)
-        if "error" in answer:
-            return _failed(kernel.name, answer["error"], printed, str(child.scratch))
         if "refused" in answer:
             return CompileProblem(kernel.name, f"refused: {str(answer['refused'])[:1000]}")
         try:
+            if "error" in answer:
+                return _failed(kernel.name, answer["error"], printed, str(child.scratch))
             return _checked(key, answer)
         except Malformed as malformed:
-            return CompileProblem(kernel.name, f"it cannot be launched: {malformed}")
+            return CompileProblem(kernel.name, f"it cannot be launched: {str(malformed)[:1000]}")
 
     def _start(self, child: Child) -> None:
         """Before it has read anything of the candidate's, a failure is ours."""
@@ -306,18 +306,14 @@ class CompileService:
         except (ChildEnded, ChildTimeout) as error:
             hint = f"{child.output()[-400:]}\npython -m engine.doctor names the layers"
             raise WorkerError(f"the compiler did not start: {error}", hint=hint) from error
-        missing = [layer for layer in sandbox.LAYERS if layer not in child.layers]
-        if missing and self.confines.required:
-            text = f"judge.sandbox=required, but {', '.join(missing)} is not available here"
-            raise MissingError(text, hint="judge.sandbox=best_effort uses what the kernel offers")
 
-    def _entry(self, key: str) -> Path:
+    def entry(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"
 
     def _read(self, key: str) -> CompiledKernel | None:
         """The kept kernel; None without one, and for an entry that is damaged or another key's."""
         try:
-            entry = json.loads(self._entry(key).read_text(encoding="utf-8"))
+            entry = json.loads(self.entry(key).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         try:
@@ -340,7 +336,7 @@ def _checked(key: str, answer: Mapping[str, Json]) -> CompiledKernel:
     try:
         cubin = base64.b64decode(answer["cubin"], validate=True)
         lowered = decode(Lowered, answer["facts"], "facts of a compiled kernel")
-    except (KeyError, TypeError, binascii.Error, DecodeError) as error:
+    except (KeyError, TypeError, ValueError, DecodeError) as error:
         raise Malformed(str(error)) from error
     if not cubin.startswith(b"\x7fELF") or not re.fullmatch(r"[A-Za-z_]\w*", lowered.symbol, re.ASCII):
         raise Malformed(f"expected an ELF file and a C name, found {cubin[:4]!r} and {lowered.symbol!r}")
@@ -356,12 +352,15 @@ def _checked(key: str, answer: Mapping[str, Json]) -> CompiledKernel:
     )
 
 
-def _failed(name: str, error: Mapping[str, Json], printed: str, folder: str) -> CompileProblem:
+def _failed(name: str, error: Json, printed: str, folder: str) -> CompileProblem:
     """MLIR prints its diagnostics, the assembler's are in the exception. The child's folder is left out: one problem
     has one text."""
-    said = str(error["message"]).partition("Repro command:")[0]
-    text = f"{error['type']}: {said.strip()}"
-    if error["type"] == "RuntimeError":
+    try:
+        kind, said = str(error["type"]), str(error["message"]).partition("Repro command:")[0]
+    except (KeyError, TypeError) as malformed:
+        raise Malformed(f"an error of another form: {malformed!r}") from malformed
+    text = f"{kind}: {said.strip()}"
+    if kind == "RuntimeError":
         text += f"\n{_errors(printed)}"
     resources = any(words in said for words in OUT_OF_RESOURCES)
     return CompileProblem(name, text.replace(folder, ".").strip()[:2000], resources)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,9 +15,18 @@ from engine.codec import decode, encode
 from engine.judging.sandbox import Confinement, confine
 from engine.settings import LimitSettings
 
+PACKAGE = Path(__file__).resolve().parents[2]
+"""Folder that holds the engine package, a checkout's root or site-packages."""
+
 SPEC = "confinement.json"
 OUTPUT = "output.txt"
 """Where, in its folder, a confined command's output goes."""
+
+
+def copied_package(folder: Path) -> None:
+    """A copy of the engine in `folder`: all of ours that a command confined to it may read."""
+    ignored = shutil.ignore_patterns("__pycache__", "_data")
+    shutil.copytree(PACKAGE / "engine", folder / "engine", ignore=ignored)
 
 
 def write_launcher(folder: Path, limits: LimitSettings, cpu_s: float) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from engine.canonical import Json
-from engine.errors import EngineError
+from engine.errors import EngineError, MissingError
 from engine.judging import arena
 from engine.judging.children import Child, ChildEnded, ChildTimeout, ForkServerClient, new_scratch
 from engine.judging.gpu_state import lease
@@ -24,6 +24,7 @@ RECYCLE = 16
 
 OPEN_S = 60.0
 LEAST_ARENA_BYTES = 256 << 20
+KEPT_ARENA_BYTES = 4 << 30
 
 
 class ExecutorFault(EngineError):
@@ -53,6 +54,9 @@ class Executor:
         try:
             self._child.start(OPEN_S)
             self.ask({"op": "open", "device": seat.device}, OPEN_S)
+        except MissingError:
+            self.end()
+            raise
         except (ChildEnded, ChildTimeout, ExecutorFault) as error:
             output = self._child.output()
             self.end()
@@ -81,6 +85,19 @@ class Executor:
         self._arena = arena.attach(self.seat.device, size, token)
         return self._arena.bytes
 
+    @property
+    def shared_memory(self) -> tuple[str, int]:
+        """Handle and bytes of the arena, for a third process to map."""
+        if self._arena is None:
+            raise EngineError("an executor without an arena has no memory to share")
+        return self._arena.token, self._arena.bytes.numel()
+
+    def slim(self) -> None:
+        """Give a large arena back to the device: whoever stands by must not keep others from their memory."""
+        if self._arena is not None and self._arena.bytes.numel() > KEPT_ARENA_BYTES:
+            self._leave_arena()
+            self.memory(LEAST_ARENA_BYTES, OPEN_S)
+
     def _leave_arena(self) -> None:
         if self._arena is not None:
             self._arena.close()
@@ -93,16 +110,25 @@ class Executor:
 
 class ExecutorPool:
     """Keeps `standby` executors warm from the first `warm` on, so that a judge whose candidates all fail before they
-    reach the device never makes a context. Safe to use from several threads."""
+    reach the device never makes a context. `required`: an executor that lacks a layer of the sandbox is a MissingError.
+    Safe to use from several threads."""
 
     def __init__(
-        self, server: ForkServerClient, seat: Seat, limits: LimitSettings, scratch: Path, lock: Path, *, standby: int
+        self,
+        server: ForkServerClient,
+        seat: Seat,
+        limits: LimitSettings,
+        scratch: Path,
+        lock: Path,
+        *,
+        standby: int,
+        required: bool = False,
     ) -> None:
         self._server, self._seat, self._limits, self._scratch = server, seat, limits, scratch
         self._workers = ThreadPoolExecutor(max_workers=max(1, standby), thread_name_prefix="executor")
         self._waiting: deque[Future[Executor]] = deque()
         self._lock = threading.Lock()
-        self._standby, self._device_lock = standby, lock
+        self._standby, self._device_lock, self._required = standby, lock, required
         self._closed = False
 
     def warm(self) -> None:
@@ -112,8 +138,10 @@ class ExecutorPool:
                 self._waiting.append(self._workers.submit(self._start))
 
     def take(self) -> Executor:
-        """A warm executor, or one that starts now. The caller gives it back."""
+        """A warm executor, or one that starts now. The caller gives it back. EngineError once the pool is closed."""
         with self._lock:
+            if self._closed:
+                raise EngineError("an executor was asked of a closed pool: the judge is ending")
             future = self._waiting.popleft() if self._waiting else self._workers.submit(self._start)
         executor = future.result()
         self.warm()
@@ -122,6 +150,11 @@ class ExecutorPool:
     def give_back(self, executor: Executor, *, intact: bool) -> None:
         """`intact`: no fault, no overwritten guard; only then it serves again, RECYCLE times at most."""
         executor.uses += 1
+        if intact:
+            try:
+                executor.slim()
+            except ExecutorFault:
+                intact = False
         with self._lock:
             if intact and executor.uses < RECYCLE and not self._closed:
                 kept: Future[Executor] = Future()
@@ -149,6 +182,7 @@ class ExecutorPool:
             processes=limits.processes,
             file_bytes=1 << 40,
             gpu=True,
+            required=self._required,
         )
         # Making a context disturbs whoever is being timed.
         with lease(self._device_lock, shared=True):

@@ -1,27 +1,28 @@
 """Trusted fork server: torch and Triton imported once, CUDA never initialised, one child per candidate.
 
-`python -m engine.judging.forkserver <socket descriptor>`. Messages, one JSON line each:
-`{"op": "spawn", "kind": "trace"|"run", "confinement": {...}, "environment": {...}}` with the child's end of a socket
-pair attached, answered by `{"pid": n}`; `{"op": "end", "pid": n}` kills the child's group and what it detached and
-answers `{"status": n}`: the exit status, negative for a signal.
+`python -m engine.judging.forkserver <socket descriptor> [wrapped]`; `wrapped`: bubblewrap is around it. Messages, one
+JSON line each: `{"op": "spawn", "kind": ..., "confinement": {...}, "environment": {...}}` with the child's end of a
+socket pair attached, answered by `{"pid": n}`; kinds are `trace`, `run`, `time`, `compile` and `execute`, see CHILDREN.
+`{"op": "end", "pid": n}` kills the child's group and what it detached and answers `{"status": n}`: the exit status,
+negative for a signal. When the judge ends, however it does, the server kills all that it started, then itself.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import json
 import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 from engine.canonical import Json
 from engine.codec import decode
 from engine.judging import sandbox
-from engine.judging.wire import Channel
+from engine.judging.wire import Channel, ChannelClosed
 
 CHILDREN = {
     "trace": "engine.judging.child_trace",
@@ -45,16 +46,20 @@ PRELOAD = (
     "triton.compiler",
     *CHILDREN.values(),
 )
-OPTIONAL_PRELOAD = ("engine.judging.child_time",)
 """A child cannot read the project's folder, so what it may need later is imported before it is forked."""
+
+WRAPPED = "wrapped"
+ORPHANS_S = 5.0
+"""For killing what a candidate detached: a process that forks faster than it is killed is left to the next end."""
 
 
 class ForkServer:
-    def __init__(self, end: socket.socket) -> None:
-        self.socket = end
+    def __init__(self, end: socket.socket, *, wrapped: bool) -> None:
+        self.socket, self.wrapped = end, wrapped
         self.children: set[int] = set()
 
     def serve(self) -> None:
+        """Answer until the judge is gone."""
         channel = Channel(self.socket)
         channel.send({"ready": True})
         buffer = b""
@@ -68,6 +73,12 @@ class ForkServer:
                 continue
             buffer = rest
             channel.send(self._answer(json.loads(line), descriptors))
+
+    def end_all(self) -> None:
+        """Kill every child and all that they left behind."""
+        for pid in tuple(self.children):
+            self._end(pid)
+        self._kill_orphans()
 
     def _answer(self, message: Json, descriptors: list[int]) -> Json:
         if message["op"] == "spawn":
@@ -86,7 +97,7 @@ class ForkServer:
         status = 1
         try:
             confinement = decode(sandbox.Confinement, message["confinement"], "confinement")
-            layers = sandbox.confine(confinement, message["environment"], [descriptor])
+            layers = sandbox.confine(confinement, message["environment"], [descriptor], wrapped=self.wrapped)
             channel = Channel(socket.socket(fileno=descriptor))
             importlib.import_module(CHILDREN[message["kind"]]).main(channel, layers)
             status = 0
@@ -108,11 +119,16 @@ class ForkServer:
         return os.waitstatus_to_exitcode(status)
 
     def _kill_orphans(self) -> None:
+        """In rounds: the children of one that is killed come to us next."""
         listing = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
-        for orphan in {int(word) for word in listing.read_text().split()} - self.children:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(orphan, signal.SIGKILL)
-                os.waitpid(orphan, 0)
+        deadline = time.monotonic() + ORPHANS_S
+        while orphans := {int(word) for word in listing.read_text().split()} - self.children:
+            for orphan in orphans:
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                    os.kill(orphan, signal.SIGKILL)
+                    os.waitpid(orphan, 0)
+            if time.monotonic() > deadline:
+                return
 
 
 def _reap(pid: int) -> int | None:
@@ -139,19 +155,24 @@ def _warm_compiler() -> None:
 
 
 def main() -> None:
-    sandbox.die_with_parent()
     sandbox.adopt_orphans()
     for name in PRELOAD:
         importlib.import_module(name)
-    for name in OPTIONAL_PRELOAD:
-        if importlib.util.find_spec(name) is not None:
-            importlib.import_module(name)
     _warm_compiler()
     import torch
 
     # Threads of a pool do not survive a fork; a child starts its own on first use.
     torch.set_num_threads(1)
-    ForkServer(socket.socket(fileno=int(sys.argv[1]))).serve()
+    descriptor, *words = sys.argv[1:]
+    server = ForkServer(socket.socket(fileno=int(descriptor)), wrapped=WRAPPED in words)
+    try:
+        with contextlib.suppress(ConnectionError, ChannelClosed):
+            # A judge that is killed may reset the connection.
+            server.serve()
+    finally:
+        server.end_all()
+    # Without the teardown of torch: whoever closes the server waits for its end.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LAYERS = ("process_group", "rlimits", "private_folders", "environment", "network_namespace", "landlock")
-"""All layers; the first four always hold."""
+"""What judge.sandbox=required asks of every process; the first four always hold."""
 
 OPTIONAL = ("network_namespace", "landlock")
+
+BUBBLEWRAP = "bubblewrap"
+"""A further layer, of processes without a GPU, where `bubblewrap.py` finds it. `required` asks for it only where it is
+installed and cannot run: who installed it counts on it."""
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
@@ -54,6 +58,8 @@ class Confinement:
     gpu: bool
     process_tree: bool = False
     """It starts CUDA processes of its own, as a profiler does: they too must name their threads under /proc."""
+    required: bool = False
+    """judge.sandbox=required: it must not start without all layers."""
 
 
 class _RulesetAttr(ctypes.Structure):
@@ -76,8 +82,19 @@ def adopt_orphans() -> None:
     _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def confine(confinement: Confinement, environment: Mapping[str, str], keep: Sequence[int]) -> tuple[str, ...]:
-    """Apply every layer to the calling, just forked process; the descriptors in `keep` stay open.
+def missing_layers(confinement: Confinement, layers: Sequence[str], *, broken_bubblewrap: bool) -> tuple[str, ...]:
+    """What a process with these layers lacks of what `required` asks for; nothing where that is not set."""
+    if not confinement.required:
+        return ()
+    wanted = [*LAYERS, *([BUBBLEWRAP] if broken_bubblewrap and not confinement.gpu else [])]
+    return tuple(layer for layer in wanted if layer not in layers)
+
+
+def confine(
+    confinement: Confinement, environment: Mapping[str, str], keep: Sequence[int], *, wrapped: bool = False
+) -> tuple[str, ...]:
+    """Apply every layer to the calling, just forked process; the descriptors in `keep` stay open. `wrapped`: it is
+    behind bubblewrap already.
 
     Returns the active layers' names, which are part of the verdict.
     """
@@ -89,13 +106,13 @@ def confine(confinement: Confinement, environment: Mapping[str, str], keep: Sequ
     _close_descriptors(keep)
     _private_folders(confinement.scratch, environment)
     layers = ["process_group", "rlimits", "private_folders", "environment"]
-    if _empty_network():
+    if _empty_network() or wrapped:
         layers.append("network_namespace")
     _limits(confinement)
     abi = _landlock(confinement)
     if abi:
         layers.append("landlock")
-    return tuple(layers)
+    return (*layers, BUBBLEWRAP) if wrapped else tuple(layers)
 
 
 def landlock_abi() -> int:

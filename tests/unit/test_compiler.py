@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
+import re
 
 import pytest
 import triton
@@ -11,6 +13,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from engine.errors import MissingError
 from engine.judging.child_compile import assembly_problem
 from engine.judging.children import ForkServerClient
 from engine.judging.compiler import (
@@ -23,6 +26,7 @@ from engine.judging.compiler import (
     without_locations,
 )
 from engine.judging.plan import Kernel
+from tests.support.hostile import Scripted
 
 LIMITS = DeviceLimits()
 
@@ -83,6 +87,52 @@ def one(service, what, limits=LIMITS, timeout_s=60.0):
     ((key, outcome),) = service.compile([what], "sm_90", limits, timeout_s).items()
     assert key == kernel_key(what, "sm_90")
     return outcome
+
+
+FACTS = {
+    "symbol": "add",
+    "signature": ["*f32", "i32"],
+    "parameter_bytes": [8, 4, 8, 8],
+    **{"num_warps": 4, "num_ctas": 1, "cluster": [1, 1, 1], "shared_bytes": 0, "cooperative": False},
+    **{"global_scratch_bytes": 0, "global_scratch_align": 1, "profile_scratch_bytes": 0, "profile_scratch_align": 1},
+    **{"registers": 8, "spill_bytes": 0},
+}
+CUBIN = base64.b64encode(b"\x7fELF").decode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        pytest.param({}, "cubin", id="empty"),
+        pytest.param({"error": "text"}, "another form", id="an-error-of-another-form"),
+        pytest.param({"error": {"type": "RuntimeError"}}, "another form", id="an-error-without-text"),
+        pytest.param({"error": {"type": [1], "message": {"a": 1}}}, r"\[1\]: \{", id="an-error-of-other-types"),
+        pytest.param({"refused": {"a": [1]}}, "refused", id="refused-for-no-words"),
+        pytest.param({"cubin": 7, "facts": FACTS}, "launched", id="a-number-for-a-cubin"),
+        pytest.param({"cubin": "\u00e9", "facts": FACTS}, "ASCII", id="no-base64"),
+        pytest.param({"cubin": "AAAA", "facts": FACTS}, "ELF", id="no-elf"),
+        pytest.param({"cubin": CUBIN, "facts": [1]}, "mapping", id="facts-of-another-form"),
+        pytest.param({"cubin": CUBIN, "facts": {**FACTS, "registers": 10**19}}, "registers", id="countless-registers"),
+        pytest.param({"cubin": CUBIN, "facts": {**FACTS, "symbol": "a b"}}, "C name", id="no-symbol"),
+        pytest.param({"cubin": CUBIN, "facts": {**FACTS, "parameter_bytes": [8]}}, "parameters of", id="too-few"),
+    ],
+)
+def test_whatever_the_compiling_process_answers_is_the_kernels_problem(tmp_path, answer, words):
+    scripted = Scripted(json.dumps(answer).encode() + b"\n", None)
+    made = CompileService(scripted, tmp_path / "kept", tmp_path, Confines(1 << 30, 512, 1 << 20, False), 1)
+    problem = one(made, kernel())
+    made.close()
+    assert isinstance(problem, CompileProblem)
+    assert re.search(words, problem.text)
+    assert len(problem.text) < 5000
+
+
+def test_a_required_layer_that_a_compiling_process_lacks_is_missing(tmp_path):
+    scripted = Scripted(None, layers=("process_group",))
+    made = CompileService(scripted, tmp_path / "kept", tmp_path, Confines(1 << 30, 512, 1 << 20, True), 1)
+    with pytest.raises(MissingError, match="landlock"):
+        one(made, kernel())
+    made.close()
 
 
 @triton.jit

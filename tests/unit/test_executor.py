@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
 import signal
-import struct
 
 import pytest
 import torch
 
-from engine.judging import executors
+from engine.errors import EngineError, MissingError
+from engine.judging import executors, sandbox
 from engine.judging.driver import Function
-from engine.judging.executors import ExecutorFault, Seat
+from engine.judging.executors import ExecutorFault, ExecutorPool, Seat
 from engine.judging.plan import Argument, Launch, Origin, Step
 from engine.judging.replayed import POISON, Compiled, Replay
 from engine.judging.replaying import LoadedKernel, ReplayError, Session
-from tests.support.executors import TIMEOUT_S, children, executor, folders, is_gone, pid_of, pool
+from tests.support.executors import (
+    CPU,
+    LIMITS,
+    TIMEOUT_S,
+    children,
+    executor,
+    folders,
+    is_gone,
+    pid_of,
+    pool,
+    scratch,
+    server,
+)
 from tests.support.plans import buffer, call, host, literal, plan, ref
 
 INPUT, STATE, OP = Origin.INPUT, Origin.STATE, Origin.OP
@@ -331,6 +344,27 @@ def test_a_closed_pool_leaves_no_process_and_no_folder():
     assert (children(), folders()) == before
 
 
+def test_a_closed_pool_gives_no_executor():
+    with pool() as executors_:
+        executors_.close()
+        with pytest.raises(EngineError, match="closed pool"):
+            executors_.take()
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_a_required_layer_that_an_executor_lacks_is_missing(monkeypatch, required):
+    before = children(), folders()
+    monkeypatch.setattr(sandbox, "LAYERS", (*sandbox.LAYERS, "moat"))
+    opened = ExecutorPool(server(), CPU, LIMITS, scratch(), scratch() / "lock", standby=1, required=required)
+    with contextlib.closing(opened):
+        if required:
+            with pytest.raises(MissingError, match="but moat is not available"):
+                opened.take()
+        else:
+            opened.give_back(opened.take(), intact=False)
+    assert (children(), folders()) == before
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device answers here")
 def test_an_executor_that_cannot_open_its_device_is_a_fault_and_leaves_nothing():
     before = children(), folders()
@@ -344,45 +378,6 @@ def test_an_executor_that_cannot_open_its_device_is_a_fault_and_leaves_nothing()
 
 def session(*buffers):
     return Session(plan(buffers, call([], tree=None)), [], torch.zeros(256, dtype=torch.uint8), [[64]], "cpu")
-
-
-@pytest.mark.parametrize(
-    ("kind", "argument", "expected"),
-    [
-        ("i1", Argument("int", value="1"), b"\x01"),
-        ("i8", Argument("int", value="-1"), b"\xff"),
-        ("i16", Argument("int", value="-2"), struct.pack("<h", -2)),
-        ("i32", Argument("int", value="2147483647"), struct.pack("<i", 2147483647)),
-        ("i32", Argument("int", value="4294967295"), struct.pack("<I", 4294967295)),
-        ("i64", Argument("int", value="-9223372036854775808"), struct.pack("<q", -(2**63))),
-        ("i64", Argument("int", value="18446744073709551615"), struct.pack("<Q", 2**64 - 1)),
-        ("f32", Argument("float", value="0.1"), struct.pack("<f", 0.1)),
-        ("f32", Argument("float", value="inf"), struct.pack("<f", float("inf"))),
-        ("f64", Argument("float", value="0.1"), struct.pack("<d", 0.1)),
-        ("f16", Argument("float", value="1.5"), struct.pack("<e", 1.5)),
-        ("bf16", Argument("float", value="1.5"), struct.pack("<f", 1.5)[2:]),
-        ("f32", Argument("int", value="3"), struct.pack("<f", 3.0)),
-    ],
-)
-def test_arguments_of_a_kernel_are_the_bytes_of_their_type(kind, argument, expected):
-    assert bytes(session(buffer(16))._value(kind, argument, 0)) == expected
-
-
-def test_a_pointer_is_the_buffers_address_and_its_offset():
-    bound = session(buffer(16))
-    assert bound._value("pointer", Argument("pointer", 0, 8), 0).value == bound.memory.data_ptr() + 72
-
-
-@pytest.mark.parametrize(
-    ("kind", "argument", "words"),
-    [
-        ("pointer", Argument("int", value="4096"), "expects a pointer"),
-        ("i64", Argument("pointer", 0, 0), "gives a pointer"),
-    ],
-)
-def test_a_number_is_never_taken_for_an_address(kind, argument, words):
-    with pytest.raises(ReplayError, match=words):
-        session(buffer(16))._value(kind, argument, 0)
 
 
 def test_a_kernel_with_other_arguments_than_the_plans_is_refused():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -132,6 +136,99 @@ def test_silence_kills_the_group_and_what_it_detached(child):
     while Path(f"/proc/{orphan}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{orphan}").exists()
+
+
+DETACHES = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.setsid()
+    open(f'pid-{os.getpid()}', 'w').close()
+    time.sleep(600)
+while sum(name.startswith('pid-') for name in os.listdir()) < 2:
+    time.sleep(0.01)
+"""
+"""Leaves two processes that are in no group of the candidate's, one below the other."""
+
+
+def detached(scratch: Path, name="pid-*"):
+    return [int(path.name.partition("-")[2]) for path in scratch.glob(name)]
+
+
+def gone(pids, within_s=20.0):
+    deadline = time.monotonic() + within_s
+    while (left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not left
+
+
+def started(server, folder):
+    confinement = sandbox.Confinement(new_scratch(folder), 60, 3 << 30, 256, 1 << 20, False)
+    child = Child(server, "run", confinement)
+    child.start()
+    return child
+
+
+def test_the_end_of_a_child_is_the_end_of_what_it_detached_twice(server, tmp_path):
+    with started(server, tmp_path) as child:
+        load(child, DETACHES)
+        left = detached(child.scratch)
+        assert len(left) == 2
+        assert not gone(left, 0.1)
+        child.end()
+    assert gone(left, 0.0)
+
+
+def test_a_closed_server_leaves_nothing_of_its_children(tmp_path):
+    server = ForkServerClient({"TRITON_INTERPRET": "1"}, tmp_path / "server.log")
+    child = started(server, tmp_path)
+    load(child, DETACHES)
+    left = [child.pid, *detached(child.scratch)]
+    server.close()
+    assert gone([server.process.pid, *left], 0.0)
+    child.channel.close()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from engine.judging.children import ForkServerClient
+from tests.unit.test_sandbox import DETACHES, load, started
+
+folder = Path(sys.argv[1])
+server = ForkServerClient({"TRITON_INTERPRET": "1"}, folder / "server.log")
+child = started(server, folder)
+load(child, DETACHES)
+(folder / f"pid-{server.process.pid}").touch()
+(folder / f"pid-{child.pid}").touch()
+os.killpg(0, signal.SIGKILL)
+"""
+
+
+def test_a_killed_judge_leaves_nothing_of_its_children(tmp_path):
+    words = [sys.executable, "-c", KILLED, str(tmp_path)]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(words, cwd=root, start_new_session=True, capture_output=True, timeout=300, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = [*detached(tmp_path), *detached(tmp_path, "c*/pid-*")]
+    assert len(left) == 4
+    assert gone(left)
+
+
+def test_a_server_that_was_killed_is_replaced(tmp_path):
+    server = ForkServerClient({"TRITON_INTERPRET": "1"}, tmp_path / "server.log")
+    with contextlib.closing(server):
+        with started(server, tmp_path) as child:
+            threading.Timer(0.5, server.process.kill).start()
+            with pytest.raises(ChildEnded) as caught:
+                load(child, "import time\ntime.sleep(600)", 60.0)
+            assert caught.value.status == -signal.SIGKILL
+        with started(server, tmp_path) as second:
+            assert "outer" in load(second, "raise ValueError")["error"]
+            # The first one's number is no child of the new server.
+            assert server.end(child.pid) == -signal.SIGKILL
+            assert "outer" in load(second, "raise ValueError")["error"]
 
 
 def test_exceptions_carry_the_candidates_lines(child):
