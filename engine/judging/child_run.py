@@ -1,8 +1,10 @@
 """Runs a candidate, call by call as the judge asks: on the CPU in Triton's interpreter, or on a CUDA device.
 
 Commands (JSON): `load` {source, init, params, seed, device, target, tf32} imports and builds; `call` {id, program,
-seed, suite, params_seed, poison, guard, count_ops} runs forward() and holds its outputs; `repeat` {program, seed,
-suite, count, seconds} runs it again and again and holds nothing; `collect` {ids} writes the held outputs as raw files.
+seed, suite, params_seed, poison, guard, count_ops, reuse, backwards} runs forward() and holds its outputs, with `reuse`
+on the tensors of the call before, which get new values, with `backwards` from the grid's last program to the first;
+`repeat` {program, seed, suite, least, count, seconds} runs it again and again and holds nothing; `collect` {ids} writes
+the held outputs as raw files. Answers are parsed by `answers.py`.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 from engine.canonical import Json
 from engine.codec import decode
 from engine.judging import child, interpreter, pretend
-from engine.judging.host_ops import OpRecorder
+from engine.judging.host_ops import OpRecorder, row_of, values_read
 from engine.judging.inputs import ParamSpec, Program, flatten, replay
 from engine.judging.reference import fill_parameters, tree_of
+from engine.judging.untouched import Untouched
 from engine.judging.wire import PART_BYTES, Channel, read_raw
 
 KEPT_BYTES = 1 << 30
@@ -41,6 +44,13 @@ class RunState:
     held: dict[str, Any] = field(default_factory=dict)
     launches: Counter[str] = field(default_factory=Counter)
     tuning: bool = False
+    inputs: Any = None
+    """Of the call before, while they are small."""
+    untouched: Untouched | None = None
+    """On a CPU, where all that is said of a call is said by this process."""
+
+    def replaced(self) -> list[str]:
+        return [] if self.untouched is None else self.untouched.replaced()
 
     def mode(self, pattern: str | None = None, *, guard: bool = False) -> pretend.Pretend:
         # The interpreter checks every access itself.
@@ -51,10 +61,13 @@ def load(state: RunState, message: Json) -> Json:
     """Import once, build for one variant; answers with the state_dict's names and shapes."""
     state.device = message["device"]
     if state.module is None:
+        pretend.part_memory()
         if state.device == "cpu":
             pretend.answer_as_cuda()
             pretend.install_driver(message["target"])
             interpreter.install(lambda name: state.launches.update([name]))
+            pretend.count_bytes_given()
+            state.untouched = Untouched()
         else:
             torch.cuda.set_device(state.device)
             torch.backends.cuda.matmul.allow_tf32 = message["tf32"]
@@ -69,7 +82,9 @@ def load(state: RunState, message: Json) -> Json:
     if state.device != "cpu":
         state.model = state.model.to(state.device)
     state.kept = _kept_values(state)
-    return {"state": {name: list(value.shape) for name, value in state.model.state_dict().items()}}
+    state.inputs = None
+    shapes = {name: list(value.shape) for name, value in state.model.state_dict().items()}
+    return {"state": shapes, "replaced": state.replaced()}
 
 
 def _count_launches(state: RunState) -> None:
@@ -117,14 +132,15 @@ def _kept_values(state: RunState) -> dict[str, torch.Tensor]:
 
 
 def call(state: RunState, message: Json) -> Json:
-    """One forward() on fresh inputs; parameters are rewritten in place first."""
-    program = Program(tuple(message["program"]["steps"]), message["program"]["result"])
-    inputs = replay(program, state.device, message["seed"], message["suite"])
+    """One forward(); parameters are rewritten in place first."""
+    inputs = _inputs(state, message)
     fill_parameters(state.model, state.params, state.kept, state.device, message["params_seed"], message["suite"])
     before = [tensor.clone() for tensor in flatten(inputs)]
     held = {name: value.detach().clone() for name, value in state.model.state_dict().items()}
     recorder = OpRecorder() if message["count_ops"] else None
     state.launches.clear()
+    pretend.GIVEN.values = 0
+    interpreter.ORDER.backwards = message["backwards"]
     started = time.perf_counter()
     with torch.no_grad(), state.mode(message["poison"], guard=message["guard"]) as mode:
         if recorder is None:
@@ -137,6 +153,7 @@ def call(state: RunState, message: Json) -> Json:
     wall = time.perf_counter() - started
     state.held[message["id"]] = result
     changed = [i for i, (old, new) in enumerate(zip(before, flatten(inputs), strict=True)) if not _same(old, new)]
+    read = [row_of(values_read(pretend.GIVEN.values))] if pretend.GIVEN.values else []
     now = state.model.state_dict()
     rewritten = [name for name, old in held.items() if name not in now or not _same(old, now[name].detach())]
     del before, inputs, held
@@ -146,20 +163,50 @@ def call(state: RunState, message: Json) -> Json:
         "mutated": changed,
         "rewritten": rewritten,
         "overwritten": mode.overwritten_guards(),
+        "replaced": state.replaced(),
         "launches": dict(state.launches),
-        "host_ops": [] if recorder is None else recorder.as_json(),
-        "tree": tree_of(result),
+        "host_ops": [*([] if recorder is None else recorder.as_json()), *read],
     }
 
 
-def repeat(state: RunState, message: Json) -> Json:
-    """Up to `count` calls on one other draw of inputs within about `seconds`, at least one; nothing is kept."""
+def _inputs(state: RunState, message: Json) -> Any:
+    """A call's inputs: new tensors, or those of the call before with new values, at the same address, of the same
+    identity and version, where no result that is held lies in them."""
     program = Program(tuple(message["program"]["steps"]), message["program"]["result"])
     inputs = replay(program, state.device, message["seed"], message["suite"])
-    ends = time.perf_counter() + message["seconds"]
+    fresh, old = flatten(inputs), flatten(state.inputs)
+    mine = {tensor.untyped_storage().data_ptr() for tensor in old}
+    held = (tensor for result in state.held.values() for tensor in flatten(result))
+    fits = [(a.shape, a.dtype, a.is_contiguous()) for a in old] == [(b.shape, b.dtype, True) for b in fresh]
+    if message["reuse"] and state.inputs is not None and fits and not any(_lies_in(tensor, mine) for tensor in held):
+        for before, values in zip(old, fresh, strict=True):
+            # `.data` has a version counter of its own.
+            before.data.copy_(values)
+        return state.inputs
+    state.inputs = inputs if sum(tensor.nbytes for tensor in fresh) <= KEPT_BYTES else None
+    return inputs
+
+
+def _lies_in(tensor: torch.Tensor, storages: set[int]) -> bool:
+    try:
+        return tensor.untyped_storage().data_ptr() in storages
+    except (RuntimeError, NotImplementedError):
+        # A tensor without a storage, which is no result that can be judged.
+        return True
+
+
+def repeat(state: RunState, message: Json) -> Json:
+    """Up to `count` calls on one other draw of inputs within about `seconds`, the first `least` within four times as
+    many, at least one; nothing is kept."""
+    program = Program(tuple(message["program"]["steps"]), message["program"]["result"])
+    inputs = replay(program, state.device, message["seed"], message["suite"])
+    started = time.perf_counter()
     calls = 0
     with torch.no_grad(), state.mode():
-        while calls == 0 or (calls < message["count"] and time.perf_counter() < ends):
+        while calls < message["count"]:
+            patience = 4 * message["seconds"] if calls < message["least"] else message["seconds"]
+            if calls and time.perf_counter() - started > patience:
+                break
             state.model(*inputs)
             calls += 1
             if state.device != "cpu":
@@ -190,7 +237,7 @@ def collect(state: RunState, message: Json) -> Json:
 def _write(path: Path, tensor: torch.Tensor) -> Json:
     plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and not tensor.__dict__
     described = {
-        "file": path.name,
+        "at": path.name,
         "plain": plain,
         "type": type(tensor).__name__,
         "dtype": str(tensor.dtype).removeprefix("torch."),

@@ -1,13 +1,15 @@
 """Traces one candidate on fake tensors at the full variant, and compiles its kernels for the declared chip.
 
-`trace` {source, init, program, target, compile, budget_s}: launches with grid, bytes and meta-parameters, host
-operations, output tree, and with `compile` registers, spills and shared memory. `plan` {source, init, program, target,
+`trace` {source, init, program, target, compile, budget_s, real}: launches with grid, bytes and meta-parameters, host
+operations, output tree, and with `compile` registers, spills and shared memory; with `real` on tensors of the host that
+have values, though no kernel changes them. `plan` {source, init, program, target,
 budget_s}: the same without resources, and the launch plan, or why there is none (`untraceable`); it may be asked for
 one variant after another. No device, no values.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -93,11 +95,12 @@ def trace(tracer: Tracer, message: Json) -> Json:
     module = tracer.load(message)
     recorder = tracer.recorder
     ops = OpRecorder()
-    mode = pretend.Pretend(cuda=True, fake=True)
+    real = bool(message["real"])
+    mode = pretend.Pretend(cuda=True, fake=not real)
     program = Program(tuple(message["program"]["steps"]), message["program"]["result"])
     answer: dict[str, Json] = {"compile_error": None}
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with contextlib.nullcontext() if real else FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             inputs = replay(program, "cpu", 0, "nominal")
             with mode:
                 model = child.build(module, message["init"])

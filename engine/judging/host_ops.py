@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from engine.canonical import Json
+from engine.judging.answers import plain_text
 from engine.records import HostOp
 
 PLAIN = frozenset(
     [
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "new_empty",
-        "new_empty_strided",
-        "zeros",
-        "zeros_like",
-        "new_zeros",
-        "ones",
-        "ones_like",
-        "new_ones",
-        "full",
-        "full_like",
-        "new_full",
+        *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
+        *("zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "full", "full_like", "new_full"),
         "fill",
         "fill_",
         "zero_",
@@ -249,9 +241,46 @@ LIBRARY = PLAIN | frozenset(
         "_thnn_fused_lstm_cell",
     ]
 )
-"""
-    `library`: these too, as long as kernels keep a share of the operator's work (`policy.kernel_share`).
-    """
+"""`library`: these too, as long as kernels keep a share of the operator's work (`policy.kernel_share`)."""
+
+
+_KINDS = frozenset({torch.Tensor, torch.nn.Parameter, FakeTensor})
+
+
+def foreign_kind(types: Any) -> Any:
+    """The first subclass of Tensor among these with a dispatch of its own; None where there is none."""
+    return next((kind for kind in types if kind not in _KINDS), None)
+
+
+@functools.cache
+def is_composite(func: Any) -> bool:
+    """Whether an operation is nothing but others (`matmul`, `conv2d`): under torch.inference_mode() it arrives whole,
+    and nobody counts what it is worth."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return func.namespace == "aten" and bool(has_kernel(func.name(), "CompositeImplicitAutograd"))
+
+
+_EACH: Mapping[str, int] = defaultdict(
+    lambda: 1,
+    {
+        **dict.fromkeys(("mv", "addmv", "dot", "vdot", "addr", "ger", "norm", "linalg_vector_norm", "cdist"), 2),
+        **dict.fromkeys(("addcmul", "addcdiv", "lerp", "var", "std"), 3),
+    },
+)
+"""Floating-point operations for each element, where it is not one."""
+
+MOVES = frozenset({"aten.clone", "aten.copy_", "aten._to_copy", "aten.contiguous"})
+"""Allowed everywhere; their bytes are counted for references that do nothing else."""
+
+VALUES = "python.values"
+"""A row of the record for elements of tensors that Python was given: what it computes of them nobody sees."""
+FEW_VALUES = 64
+"""So many a call may decide what is launched, as lengths of sequences do."""
+
+
+def values_read(count: int) -> HostOp:
+    """`count` elements that one call gave to Python, as a host operation."""
+    return HostOp(VALUES, count, count > FEW_VALUES, float(count), 8.0 * count)
 
 
 def short_name(func: Any) -> str:
@@ -267,6 +296,8 @@ def allowed(name: str, policy: str) -> bool:
     """Whether a policy (none, library or any) lets forward() run this operation."""
     if policy == "any":
         return True
+    if name == VALUES:
+        return False
     library, _, operation = name.partition(".")
     known = PLAIN if policy == "none" else LIBRARY
     return library in ("aten", "prim") and (operation in known or operation.removesuffix("_") in known)
@@ -287,6 +318,14 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        own = foreign_kind(types)
+        if own is not None:
+            # Below a mode the dispatcher would call it with the mode off, and nothing that it runs would count.
+            with self:
+                return own.__torch_dispatch__(func, types, args, kwargs or {})
+        if is_composite(func):
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         self.note(func, args, kwargs or {}, result)
         return result
@@ -295,8 +334,9 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Count one operation that has been run."""
         name = short_name(func)
         self.count[name] += 1
-        if not is_plain(name):
+        if name in MOVES or not is_plain(name):
             self.bytes[name] += _bytes([*args, *kwargs.values()]) + _bytes([result])
+        if not is_plain(name):
             self.flops[name] += _flops(func, args, kwargs, result)
 
     def ops(self) -> tuple[HostOp, ...]:
@@ -306,13 +346,18 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
     def as_json(self) -> Json:
-        return [[op.name, op.count, op.compute, op.flops, op.bytes] for op in self.ops()]
+        return [row_of(op) for op in self.ops()]
+
+
+def row_of(op: HostOp) -> Json:
+    """An operation as it travels."""
+    return [op.name, op.count, op.compute, op.flops, op.bytes]
 
 
 def from_json(rows: Json) -> tuple[HostOp, ...]:
     """Host operations from a child's answer; TypeError or ValueError for another form."""
     return tuple(
-        HostOp(str(name), int(count), bool(compute), float(flops), float(size))
+        HostOp(plain_text(str(name)[:200]), int(count), bool(compute), float(flops), float(size))
         for name, count, compute, flops, size in rows
     )
 
@@ -322,7 +367,7 @@ def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
     if formula is not None:
         return int(formula(*args, **kwargs, out_val=result))
     sizes = [tensor.numel() for tensor in _tensors([*args, *kwargs.values(), result])]
-    return max(sizes, default=0)
+    return _EACH[short_name(func).removeprefix("aten.").rstrip("_")] * max(sizes, default=0)
 
 
 def _bytes(values: Any) -> int:

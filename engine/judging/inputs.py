@@ -20,9 +20,9 @@ from engine.canonical import Json
 RANDOM_FLOAT = frozenset({"torch.rand", "torch.randn", "torch.rand_like", "torch.randn_like", "torch.normal"})
 RANDOM_IN_PLACE = frozenset({"torch.Tensor.uniform_", "torch.Tensor.normal_"})
 SUITES = ("nominal", "signed", "scaled", "shift", "structured", "extreme", "integer")
-"""evaluation: values as the task draws them; N(0,1); times 30 or 1/30; plus 100; ramp, loud row, duplicated rows, rows
-mostly zero, all negative and with ties, alternating signs; plus or minus 80 (16 bit: near the maximum / 16); small
-integers."""
+"""evaluation: values as the task draws them; N(0,1); times 30 (odd seeds) or 1/30; plus 100; ramp, loud row, duplicated
+rows, rows mostly zero, all negative and with ties, extremes at the ends of a row, alternating signs, the first and the
+last class; plus or minus 80 (16 bit: near the maximum / 16); small integers."""
 
 
 class UnsupportedTask(Exception):
@@ -159,6 +159,8 @@ class _Replay:
         result = function(*args, **kwargs)
         if name in RANDOM_FLOAT and result.is_floating_point():
             return self.revalue(result)
+        if name == "torch.randint" and self.suite == "structured" and result.numel() > 1:
+            return _with_ends(result, step)
         if name in RANDOM_IN_PLACE:
             return args[0].copy_(self.revalue(args[0]))
         return result
@@ -227,6 +229,16 @@ def suite_values(
     return normal.to(nominal.dtype)
 
 
+def _with_ends(drawn: torch.Tensor, step: Json) -> torch.Tensor:
+    """Whole numbers with the least and the largest possible one first and last: class 0 and the last class occur."""
+    given = [value for value in step["a"] if isinstance(value, int)]
+    placed = dict(zip(("high",) if len(given) == 1 else ("low", "high"), given, strict=False))
+    bounds = {"low": 0, "high": None} | placed | step["k"]["map"]
+    if isinstance(bounds["low"], int) and isinstance(bounds["high"], int):
+        drawn.view(-1)[0], drawn.view(-1)[-1] = bounds["low"], bounds["high"] - 1
+    return drawn
+
+
 def _structured(normal: torch.Tensor) -> torch.Tensor:
     if normal.ndim == 0 or normal.numel() < 2:
         return normal
@@ -245,6 +257,16 @@ def _structured(normal: torch.Tensor) -> torch.Tensor:
         values[2] = -values[2].abs() - 0.01
     if normal.ndim > 1 and normal.shape[0] > 4:
         values[3] = normal[3].round()
+    if normal.ndim > 1 and normal.shape[0] > 6:
+        # The loud row's largest value stands last, a negative row's first: a bound that is off by one misses them. The
+        # negative row is quiet, so that sums of the others, which nearly cancel, keep their weight.
+        values[-2] = -0.02 * values[-2].abs() - 0.001
+        values[-2, ..., 0] = -0.0005
+        place = values[0].argmax(dim=-1, keepdim=True)
+        largest, last = values[0].gather(-1, place), values[0, ..., -1:].clone()
+        values[0].scatter_(-1, place, last)
+        values[0, ..., -1:] = largest
+        values[-1] = values[0]
     return values
 
 

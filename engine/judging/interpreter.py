@@ -3,15 +3,21 @@ libdevice functions by numpy. Only for child processes started with TRITON_INTER
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 
 TF32_BITS = 10
+_WAITS = re.compile(r"^\s*while\b", re.MULTILINE)
 
 
 class OutOfBoundsError(Exception):
@@ -52,6 +58,19 @@ def _span(tensor: torch.Tensor) -> tuple[int, int]:
     return storage.data_ptr(), storage.data_ptr() + storage.nbytes()
 
 
+class Order:
+    """In which order the programs of a grid run; a device promises none. Files with a `while` loop, which may wait for
+    an earlier program, keep the usual one."""
+
+    def __init__(self) -> None:
+        self.backwards = False
+        self.now = False
+        self.grid = (1, 1, 1)
+
+
+ORDER = Order()
+
+
 def install(on_launch: Callable[[str], None]) -> None:
     """Patch the interpreter of this process; `on_launch` hears each launched kernel's name."""
     from triton.runtime import autotuner, interpreter
@@ -63,6 +82,7 @@ def install(on_launch: Callable[[str], None]) -> None:
     _libdevice(interpreter)
     _bfloat16_arithmetic(interpreter)
     _tf32_dots(interpreter)
+    _order(interpreter)
     autotuner.Autotuner.run = run_first_config
 
 
@@ -97,24 +117,67 @@ def _check_accesses(interpreter: Any, bounds: Bounds) -> None:
 
 def _watch_launches(interpreter: Any, bounds: Bounds, on_launch: Callable[[str], None]) -> None:
     executor, function = interpreter.GridExecutor, interpreter.InterpretedFunction
-    to_host, run = executor._init_args_hst, function.run
+    to_host, to_device, run = executor._init_args_hst, executor._restore_args_dev, function.run
+
+    watching: list[tuple[list[Any], contextlib.ExitStack]] = []
+    """Of each launch that runs: the modes around it, and those that are on again within it."""
 
     def init_args(self: Any, args_dev: Any, kwargs: Any) -> Any:
         args, named = to_host(self, args_dev, kwargs)
         bounds.allow(_tensors_in([*args, *named.values()]))
+        # What follows is the candidate's: hooks, the grid's function, the kernel's body, where nothing needs torch.
+        modes, again = watching[-1]
+        again.enter_context(torch._C._EnableTorchFunction())
+        for mode in modes:
+            again.enter_context(mode)
         return args, named
+
+    def restore_args(self: Any, *args: Any) -> Any:
+        watching[-1][1].close()
+        return to_device(self, *args)
 
     def launch(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         if warmup:
             return None
         bounds.kernel = self.fn.__name__
         on_launch(self.fn.__name__)
+        ORDER.now = ORDER.backwards and not _waits(self.fn)
         # Numpy warns of overflow and invalid operations that a GPU does silently.
         # What the interpreter itself does in torch is not the candidate's.
-        with _disable_current_modes(), torch._C.DisableTorchFunction(), np.errstate(all="ignore"):
-            return run(self, *args, grid=grid, warmup=False, **kwargs)
+        modes = list(_get_current_dispatch_mode_stack())
+        quiet = np.errstate(all="ignore")
+        with _disable_current_modes(), torch._C.DisableTorchFunction(), quiet, contextlib.ExitStack() as again:
+            watching.append((modes, again))
+            try:
+                return run(self, *args, grid=grid, warmup=False, **kwargs)
+            finally:
+                watching.pop()
 
-    executor._init_args_hst, function.run = init_args, launch
+    executor._init_args_hst, executor._restore_args_dev, function.run = init_args, restore_args, launch
+
+
+@functools.cache
+def _waits(function: Any) -> bool:
+    """Whether any kernel of the function's file loops on a condition: it may be called from this one."""
+    path = inspect.getsourcefile(function)
+    text = inspect.getsource(function) if path is None else Path(path).read_text(encoding="utf-8")
+    return _WAITS.search(text) is not None
+
+
+def _order(interpreter: Any) -> None:
+    builder = interpreter.InterpreterBuilder
+    set_dim, set_idx = builder.set_grid_dim, builder.set_grid_idx
+
+    def set_grid_dim(self: Any, *sizes: int) -> None:
+        ORDER.grid = (sizes[0], sizes[1], sizes[2])
+        set_dim(self, *sizes)
+
+    def set_grid_idx(self: Any, *place: int) -> None:
+        if ORDER.now:
+            place = tuple(size - 1 - index for size, index in zip(ORDER.grid, place, strict=True))
+        set_idx(self, *place)
+
+    builder.set_grid_dim, builder.set_grid_idx = set_grid_dim, set_grid_idx
 
 
 def _scalars(interpreter: Any) -> None:
@@ -168,6 +231,9 @@ def _bfloat16_arithmetic(interpreter: Any) -> None:
         rounded = ((raw + 0x7FFF + ((raw >> 16) & 1)) >> 16).astype(np.uint16)
         return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
 
+    def get_bf16(self: Any, value: float) -> Any:
+        return interpreter.TensorHandle(narrowed(np.array([value], np.float32)), tl.bfloat16)
+
     def binary_op(self: Any, lhs: Any, rhs: Any, op: Any) -> Any:
         if lhs.dtype.scalar != tl.bfloat16 or rhs.dtype.scalar != tl.bfloat16:
             return binary(self, lhs, rhs, op)
@@ -178,7 +244,7 @@ def _bfloat16_arithmetic(interpreter: Any) -> None:
             return unary(self, arg, op)
         return interpreter.TensorHandle(narrowed(op(widened(arg))), tl.bfloat16)
 
-    builder.binary_op, builder.unary_op = binary_op, unary_op
+    builder.binary_op, builder.unary_op, builder.get_bf16 = binary_op, unary_op, get_bf16
 
 
 def _tf32_dots(interpreter: Any) -> None:

@@ -16,6 +16,9 @@ _MEMORY_WORDS = (
     "out of memory",
     "_status_alloc_failed",
 )
+_DEVICE_WORDS = ("not compiled with cuda enabled", "found no nvidia driver", "nvtx functions not installed")
+"""What a build of torch without CUDA says."""
+
 _INTERPRETER_GAPS = frozenset({"NotImplementedError", "AttributeError"})
 OUTPUT_CHARS = 600
 
@@ -39,11 +42,16 @@ def failure_of(error: Mapping[str, Json], when: str) -> Failure:
     lowered = str(error["message"]).lower()
     if kind == "OutOfBoundsError":
         return Failure(Status.FAILED, Reason.CRASH, f"{when}: {text}. A mask or an index is wrong.")
+    if kind == "NeedsDevice" or any(words in lowered for words in _DEVICE_WORDS):
+        return Failure(Status.UNDECIDED, Reason.UNSUPPORTED, f"{when}: only a device can run this: {text}")
     if kind in ("MemoryError", "OutOfMemoryError") or any(words in lowered for words in _MEMORY_WORDS):
         return Failure(Status.FAILED, Reason.OUT_OF_MEMORY, f"{when}: {text}")
     if kind in ("OutOfResources",):
         return Failure(Status.FAILED, Reason.RESOURCES, f"{when}: {text}")
-    if error["outer"] == "InterpreterError" and kind in _INTERPRETER_GAPS and origin.endswith("interpreter.py"):
+    is_gap = origin.endswith("interpreter.py") or "'InterpreterBuilder' object has no attribute" in str(
+        error["message"]
+    )
+    if error["outer"] == "InterpreterError" and kind in _INTERPRETER_GAPS and is_gap:
         return Failure(Status.UNDECIDED, Reason.INTERPRETER_LIMIT, f"{when}: Triton's interpreter lacks this: {text}")
     if kind in ("CompilationError", "UnsupportedLanguageConstruct", "PTXASError") or "/triton/language/" in origin:
         return Failure(Status.FAILED, Reason.COMPILE, f"{when}: {text}")

@@ -21,8 +21,9 @@ from engine.records import Reason
 from engine.settings import Tolerance
 
 CHUNK = 1 << 24
-SMALL = 256
-"""Outputs with fewer elements say too little about PyTorch's own error; it is pooled over further draws."""
+SMALL, THIN = 256, 1024
+"""Outputs with fewer elements, or fewer that are not 0 (behind a clamp, say), tell too little about PyTorch's own
+error; it is pooled over further draws."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,11 @@ def reference_error(plain: torch.Tensor, exact: torch.Tensor) -> ReferenceError:
     root = math.sqrt(scale / count)
     unit = root if root > 0 else 1.0
     return ReferenceError(math.sqrt(squares / count) / unit, largest / unit)
+
+
+def thin(exact: torch.Tensor) -> bool:
+    """Whether few elements tell PyTorch's own error."""
+    return exact.is_floating_point() and (exact.numel() < SMALL or int(torch.count_nonzero(exact)) < THIN)
 
 
 def scale_of(exact: torch.Tensor) -> float:

@@ -3,38 +3,51 @@ the fallback for what no launch plan describes. What the process answers is a cl
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 
 from engine.canonical import Json
 from engine.codec import encode
+from engine.judging.answers import AnswerError, Called, built, called, collected, raised_in
 from engine.judging.children import Child
-from engine.judging.host_ops import from_json
 from engine.judging.inputs import derive_seed, replay
 from engine.judging.judge import Findings, Judge, Stop, ask
 from engine.judging.messages import Failure, failure_of, state_problem
-from engine.judging.policy import goes_beyond, policy_problem
+from engine.judging.policy import Work, goes_beyond, policy_problem
 from engine.judging.references import FULL, init_json, state_shapes, work_of
 from engine.judging.runs import Call, VariantRun
 from engine.judging.wire import ChannelClosed, read_parts
 from engine.records import Precision, Reason, Status, Task
 
-UNJUDGED = {"cpu": (1, 3), "cuda": (32, 96)}
+UNJUDGED = {"cpu": (10, 48), "cuda": (32, 96)}
 """Least and most calls that nobody looks at, made between two judged ones: a result that goes wrong after some number
-of calls shows in the next. Few in the interpreter, where each may take a second."""
-UNJUDGED_S = 0.5
+of calls shows in the next."""
+UNJUDGED_S = {"cpu": 0.2, "cuda": 0.5}
+"""For these calls; the least number of them may take four times as long."""
+
+Answer = TypeVar("Answer")
+
+
+HELD_BYTES = 256 << 20
+"""Of results that a process keeps until the last call of a variant."""
 
 
 class OwnProcessVariant(VariantRun):
     """All calls of one variant in the process that the candidate owns."""
+
+    held_bytes = HELD_BYTES
 
     def __init__(
         self, judge: Judge, child: Child, task: Task, variant: str, host_ops: str, found: Findings, deadline: float
     ) -> None:
         super().__init__(judge, task, variant, found, deadline)
         self.child, self.host_ops = child, host_ops
+        self._calls = 0
+        self._work: Work | None = None
 
     def _load(self, source: str) -> None:
         reference = self.reference
@@ -42,7 +55,7 @@ class OwnProcessVariant(VariantRun):
             if spec.kind == "keep":
                 flat = reference.kept[spec.name].detach().contiguous().cpu().reshape(-1)
                 content = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
-                (self.child.scratch / f"param_{index}.bin").write_bytes(content)
+                self._hand_over(f"param_{index}.bin", content)
         message = {
             "op": "load",
             "source": source,
@@ -53,28 +66,44 @@ class OwnProcessVariant(VariantRun):
             "target": self.judge.place.target,
             "tf32": self.precision is not Precision.IEEE,
         }
-        answer = self._ask(message, "while ModelNew was built")
-        self._stop_on_error(answer, f"building ModelNew (variant {self.variant})", None)
-        problem = state_problem(state_shapes(reference), self._field(answer, "state", dict))
+        answer = self._ask(message, "while ModelNew was built", f"building ModelNew (variant {self.variant})", built)
+        self._untouched(answer.replaced, None)
+        problem = state_problem(state_shapes(reference), {name: list(shape) for name, shape in answer.state.items()})
         if problem is not None:
             raise Stop(Failure(Status.FAILED, Reason.STATE_MISMATCH, problem), self.variant)
 
+    def _hand_over(self, name: str, content: bytes) -> None:
+        """Write a file into the candidate's folder, where a link may bear its name already and lead elsewhere."""
+        path = self.child.scratch / name
+        try:
+            path.unlink(missing_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise self._nonsense(error) from error
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+
     def _further_calls(self) -> None:
         """Calls in a number that the candidate cannot know, on inputs that no judged call has."""
-        least, most = UNJUDGED[torch.device(self.judge.place.device).type]
+        kind = torch.device(self.judge.place.device).type
+        least, most = UNJUDGED[kind]
         draw = derive_seed(self.found.seed, self.variant, "unjudged")
         message = {
             "op": "repeat",
             "program": encode(self.reference.inputs),
             "seed": draw,
             "suite": "nominal",
+            "least": least,
             "count": least + draw % (most - least + 1),
-            "seconds": UNJUDGED_S,
+            "seconds": UNJUDGED_S[kind],
         }
-        answer = self._ask(message, f"in repeated calls of forward() (variant {self.variant})")
-        self._stop_on_error(answer, f"repeated calls of forward() (variant {self.variant})", None)
+        what = f"repeated calls of forward() (variant {self.variant})"
+        self._ask(message, f"in {what}", what, lambda answer: None)
 
     def _forward(self, call: Call, *, count_ops: bool, late: bool = False) -> float:
+        # Few operations reach the interpreter's process, so that all calls can be counted there.
+        late = late or not count_ops
+        count_ops = count_ops or self.judge.place.device == "cpu"
         message = {
             "op": "call",
             "id": call.name,
@@ -86,28 +115,33 @@ class OwnProcessVariant(VariantRun):
             # Guards keep every allocation of a call alive, which the full size may not allow.
             "guard": self.variant != FULL,
             "count_ops": count_ops,
+            "reuse": self._calls % 2 == 1,
+            "backwards": self._calls % 4 >= 2,
         }
-        answer = self._ask(message, f"in forward() (variant {self.variant}, suite {call.suite})", call.suite)
-        self._stop_on_error(answer, f"forward() (variant {self.variant}, suite {call.suite})", call.suite)
-        mutated = self._field(answer, "mutated", list)
-        if mutated:
-            text = f"forward() changed its input {', '.join(map(str, mutated))} (variant {self.variant})"
-            raise Stop(Failure(Status.REJECTED, Reason.MUTATED_INPUT, text), self.variant, call.suite)
-        rewritten = self._field(answer, "rewritten", list)
-        if rewritten:
-            text = f"forward() changed the module's {', '.join(map(str, rewritten))} (variant {self.variant})"
+        self._calls += 1
+        what = f"forward() (variant {self.variant}, suite {call.suite})"
+        answer = self._ask(message, f"in {what}", what, called, call.suite)
+        self._untouched(answer.replaced, call.suite)
+        changed = [f"input {position}" for position in answer.mutated[:1]]
+        changed += [f"module's {', '.join(answer.rewritten)}"] if answer.rewritten else []
+        if changed:
+            text = f"forward() changed its {' and its '.join(changed)} (variant {self.variant})"
             raise Stop(Failure(Status.REJECTED, Reason.MUTATED_INPUT, text[:400]), self.variant, call.suite)
-        if self._field(answer, "overwritten", int):
+        if answer.overwritten:
             text = f"a kernel wrote outside its tensors (variant {self.variant}). A mask or an index is wrong."
             raise Stop(Failure(Status.FAILED, Reason.CRASH, text), self.variant, call.suite)
         if count_ops:
             self._policy(answer, call, late=late)
-        return float(self._field(answer, "wall_s", (int, float)))
+        return answer.wall_s
 
-    def _policy(self, answer: Mapping[str, Json], call: Call, *, late: bool) -> None:
+    def _untouched(self, replaced: Sequence[str], suite: str | None) -> None:
+        if replaced:
+            text = f"the candidate replaces {', '.join(replaced[:4])}, which is not its own"
+            raise Stop(Failure(Status.REJECTED, Reason.FORBIDDEN, text), self.variant, suite)
+
+    def _policy(self, answer: Called, call: Call, *, late: bool) -> None:
         """The policy again on what really ran: fake tensors may have taken another branch."""
-        host_ops = from_json(answer["host_ops"])
-        launches = sum(int(count) for count in self._field(answer, "launches", dict).values())
+        host_ops, launches = answer.host_ops, answer.launches
         trace = self.found.trace
         traced = None if trace is None or self.judge.place.device == "cpu" else trace.host_ops
         if launches and traced is not None and not goes_beyond(host_ops, traced, same_size=self.variant == FULL):
@@ -116,24 +150,21 @@ class OwnProcessVariant(VariantRun):
         if late:
             # What an earlier call captured in a CUDA graph is replayed without a launch.
             launches = max(launches, 1)
-        inputs = replay(self.reference.inputs, self.reference.device, call.seed, call.suite)
-        own, share = work_of(self.reference.model, inputs), self.judge.settings.min_kernel_share
-        problem = policy_problem(launches, host_ops, self.host_ops, own, share)
+        if self._work is None:
+            inputs = replay(self.reference.inputs, self.reference.device, call.seed, call.suite)
+            self._work = work_of(self.reference.model, inputs)
+        problem = policy_problem(launches, host_ops, self.host_ops, self._work, self.judge.settings.min_kernel_share)
         if problem is not None:
             raise Stop(problem, self.variant, call.suite)
 
     def _collect(self, names: Sequence[str], suite: str) -> Mapping[str, Json]:
-        answer = self._ask({"op": "collect", "ids": list(names)}, "while its outputs were read", suite)
-        self._stop_on_error(answer, f"reading the outputs (variant {self.variant})", suite)
-        outputs: Mapping[str, Json] = self._field(answer, "outputs", dict)
-        for output in outputs.values():
-            self._field(output, "tensors", list)
-        return outputs
+        message = {"op": "collect", "ids": list(names)}
+        what = f"reading the outputs (variant {self.variant})"
+        return self._ask(message, "while its outputs were read", what, lambda answer: collected(answer, names), suite)
 
     def _raw(self, row: Json, size: int | None = None) -> torch.Tensor:
         """The bytes of an output on the judge's device; its file is removed, as results at full size fill a disk."""
-        name = str(row["file"])
-        path = self.child.scratch / name.replace("/", "_")
+        path = self.child.scratch / str(row["at"])
         try:
             size = path.lstat().st_size if size is None else size
             content = torch.empty(size, dtype=torch.uint8, device=self.judge.place.device)
@@ -144,18 +175,24 @@ class OwnProcessVariant(VariantRun):
             raise self._nonsense(error) from error
         return content
 
-    def _ask(self, message: Json, when: str, suite: str | None = None) -> Mapping[str, Json]:
+    def _ask(
+        self,
+        message: Json,
+        when: str,
+        what: str,
+        parse: Callable[[Mapping[str, Json]], Answer],
+        suite: str | None = None,
+    ) -> Answer:
+        """One command and its answer, parsed; an exception in the process ends the judgement as a failure of `what`."""
         left = max(0.1, self.deadline - time.monotonic())
-        return ask(self.child, message, left, when, self.variant, suite)
-
-    def _stop_on_error(self, answer: Mapping[str, Json], when: str, suite: str | None) -> None:
-        if "error" in answer:
-            raise Stop(failure_of(answer["error"], when), self.variant, suite)
-
-    def _field(self, answer: Json, name: str, kind: type | tuple[type, ...]) -> Json:
-        if name not in answer or not isinstance(answer[name], kind):
-            raise self._nonsense(TypeError(f"{name} is absent or of another type"))
-        return answer[name]
+        answer = ask(self.child, message, left, when, self.variant, suite)
+        try:
+            raised = raised_in(answer)
+            if raised is None:
+                return parse(answer)
+        except AnswerError as error:
+            raise self._nonsense(error) from error
+        raise Stop(failure_of(raised.as_mapping(), what), self.variant, suite)
 
     def _nonsense(self, error: Exception) -> Stop:
         text = f"the candidate's process answered what its protocol does not know: {error}"

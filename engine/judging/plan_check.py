@@ -350,11 +350,3 @@ def reused_output(plan: Plan) -> str | None:
                 "an earlier result. Allocate outputs in forward()."
             )
     return None
-
-
-def aliases_input(plan: Plan) -> str | None:
-    """Which output is a view of an input."""
-    for position, ref in enumerate(plan.steady.outputs):
-        if plan.buffers[ref.buffer].origin is Origin.INPUT:
-            return f"output {position} of forward() is a view of input {plan.buffers[ref.buffer].name}"
-    return None

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from engine.canonical import Json
-from engine.judging.host_ops import OpRecorder
+from engine.judging.host_ops import OpRecorder, foreign_kind, is_composite
 from engine.judging.lowering import Specialiser, Unsupported
 from engine.judging.plan import (
     MAX_BUFFERS,
@@ -209,7 +209,15 @@ class PlanRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return Argument("int", value=str(int(value)))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        own = foreign_kind(types)
+        if own is not None:
+            self.refuse("a tensor subclass with operations of its own")
+            with self:
+                return own.__torch_dispatch__(func, types, args, kwargs or {})
         kwargs = kwargs or {}
+        if is_composite(func):
+            with self:
+                return func.decompose(*args, **kwargs)
         packet = func._overloadpacket
         if packet in _LIFTS and not isinstance(args[0], FakeTensor):
             result = func(*args, **kwargs)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.canonical import Json
-from engine.judging.host_ops import allowed, from_json
+from engine.judging.answers import plain_text
+from engine.judging.host_ops import FEW_VALUES, VALUES, allowed, from_json
 from engine.judging.messages import Failure
 from engine.records import HostOp, Launch, Reason, Status, Trace
 
@@ -80,7 +81,8 @@ def kernel_share(host: Sequence[HostOp], own: Work) -> float:
 
     By the reference's own FLOPs or bytes, whichever is larger. A reference that is a formula of basic operations counts
     bytes that no fused form needs, so there elementwise host operations are compared with the compulsory bytes as well:
-    reading all inputs and writing tensors as large as the outputs leaves nothing.
+    reading all inputs and writing tensors as large as the outputs leaves nothing. Where the reference only moves data,
+    copies count as its work.
     """
 
     def share(done: float, whole: float) -> float:
@@ -88,6 +90,9 @@ def kernel_share(host: Sequence[HostOp], own: Work) -> float:
 
     mine = [op for op in host if op.compute]
     whole = [op for op in own.ops if op.compute]
+    if not whole:
+        # A reference that only moves data: what the host moves is not left to kernels.
+        return 1.0 - min(1.0, sum(op.bytes for op in host) / own.compulsory) if own.compulsory > 0 else 1.0
     left = max(
         share(sum(op.flops for op in mine), sum(op.flops for op in whole)),
         share(sum(op.bytes for op in mine), sum(op.bytes for op in whole)),
@@ -110,7 +115,7 @@ def trace_from(answer: Mapping[str, Json]) -> tuple[Trace, tuple[str, ...]]:
     ValueError for another form: the process belongs to the candidate."""
     launches = tuple(
         Launch(
-            kernel=str(row["kernel"]),
+            kernel=plain_text(str(row["kernel"])[:200]),
             grid=(int(row["grid"][0]), int(row["grid"][1]), int(row["grid"][2])),
             count=int(row["count"]),
             bytes=float(row["bytes"]),
@@ -123,7 +128,10 @@ def trace_from(answer: Mapping[str, Json]) -> tuple[Trace, tuple[str, ...]]:
         )
         for row in answer["launches"]
     )
-    foreign = tuple(HostOp(f"triton.{name}", int(count), True, 0.0, 0.0) for name, count in answer["foreign"].items())
+    foreign = tuple(
+        HostOp(plain_text(f"triton.{name}"[:200]), int(count), True, 0.0, 0.0)
+        for name, count in answer["foreign"].items()
+    )
     remarks = tuple(str(remark)[:300] for remark in answer["remarks"])
     trace = Trace(launches, from_json(answer["host_ops"]) + foreign, remarks)
     return trace, tuple(str(name) for name in answer["interpreter_limit"])
@@ -145,7 +153,14 @@ def policy_problem(
     if launches == 0:
         text = "forward() launches no Triton kernel of this file"
         return Failure(Status.REJECTED, Reason.NOT_LAUNCHED, text)
-    refused = sorted({op.name for op in host_ops if not allowed(op.name, policy)})
+    read = sum(op.count for op in host_ops if op.name == VALUES and op.compute)
+    if read and policy != "any":
+        text = (
+            f"forward() reads {read} values of tensors into Python, which can compute what no record shows; at most "
+            f"{FEW_VALUES} may decide what is launched. Compute inside a Triton kernel."
+        )
+        return Failure(Status.REJECTED, Reason.HOST_OP, text)
+    refused = sorted({op.name for op in host_ops if op.name != VALUES and not allowed(op.name, policy)})
     if refused:
         text = (
             f"forward() runs torch operations that host_ops={policy} does not allow: {', '.join(refused)}. "

@@ -16,7 +16,12 @@ from torch.overrides import TorchFunctionMode
 
 from engine.judging.streams import STREAMS, Event, Stream, StreamContext, refuse_graph, set_stream
 
-EMPTY = frozenset({torch.empty, torch.empty_like, torch.empty_strided, torch.Tensor.new_empty})
+EMPTY = frozenset(
+    [
+        *(torch.empty, torch.empty_like, torch.empty_strided, torch.empty_permuted),
+        *(torch.Tensor.new_empty, torch.Tensor.new_empty_strided),
+    ]
+)
 CUDA = torch.device("cuda", 0)
 _tensor: Any = torch.Tensor
 _GETTERS: Mapping[Any, Any] = {
@@ -25,6 +30,32 @@ _GETTERS: Mapping[Any, Any] = {
     _tensor.device.__get__: CUDA,
     _tensor.get_device: 0,
 }
+
+_CALLBACKS = (_tensor.apply_, _tensor.map_, _tensor.map2_)
+_READS = frozenset(
+    [
+        *(_tensor.numpy, _tensor.tolist, _tensor.item),
+        *(_tensor.__array__, _tensor.__dlpack__, _tensor.__reduce_ex__, _tensor.__repr__, _tensor.__format__),
+        *(_tensor.__float__, _tensor.__int__, _tensor.__bool__, _tensor.__index__, _tensor.__complex__),
+        *(*_CALLBACKS, _tensor.is_nonzero, torch.is_nonzero),
+        torch._C._to_dlpack,
+    ]
+)
+"""What hands a tensor's values to Python, or to a library that no recorder sees."""
+
+_ARRAYS = frozenset([_tensor.numpy, _tensor.__array__])
+_SHARING = frozenset([torch.as_tensor, torch.asarray])
+"""What may share memory with an array; of a tensor they give the tensor."""
+
+
+class Given:
+    """`values`: elements of tensors that Python was given since somebody set it to 0."""
+
+    def __init__(self) -> None:
+        self.values = 0
+
+
+GIVEN = Given()
 
 GUARD_BYTES = 4096
 CANARY = 0xA5
@@ -70,6 +101,8 @@ class Pretend(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func in _READS:
+            self._read(func, args[0])
         if self.cuda and func is not torch.device:
             if func in _GETTERS:
                 return _GETTERS[func]
@@ -86,11 +119,22 @@ class Pretend(TorchFunctionMode):
             kwargs.pop("pin_memory", None)
         result = func(*args, **kwargs)
         if func in EMPTY and isinstance(result, torch.Tensor):
-            if self._guards is not None:
-                result = _guarded(result, self._guards)
-            if self.pattern is not None:
-                poison(result, self.pattern)
-        return result
+            return self._fresh(result)
+        # Memory that a tensor and an array of another library both hold would carry values past every record.
+        if func in _ARRAYS and not self.fake:
+            return result.copy()
+        return result.clone() if func in _SHARING and not isinstance(args[0], torch.Tensor) else result
+
+    def _read(self, func: Any, tensor: torch.Tensor) -> None:
+        if not self.fake:
+            GIVEN.values += int(tensor.numel())
+        elif func in _CALLBACKS:
+            raise NotImplementedError(f"{func.__name__}() calls Python for each value, and fake tensors have none")
+
+    def _fresh(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self._guards is not None:
+            tensor = _guarded(tensor, self._guards)
+        return tensor if self.pattern is None else poison(tensor, self.pattern)
 
     def overwritten_guards(self) -> int:
         """How many allocations had bytes written before their start or after their end."""
@@ -109,6 +153,33 @@ def _guarded(tensor: torch.Tensor, guards: list[torch.Tensor]) -> torch.Tensor:
     guards.append(raw)
     inner = raw[GUARD_BYTES : GUARD_BYTES + size].view(tensor.dtype)
     return inner.as_strided(tensor.size(), tensor.stride(), inner.storage_offset())
+
+
+def part_memory() -> None:
+    """Let tensors that are made of arrays and buffers have memory of their own, in this process: no mode sees the
+    functions that share it."""
+    for name in ("from_numpy", "frombuffer", "from_dlpack"):
+        setattr(torch, name, _cloned(getattr(torch, name)))
+
+
+def _cloned(function: Any) -> Any:
+    def own(*args: Any, **kwargs: Any) -> torch.Tensor:
+        result: torch.Tensor = function(*args, **kwargs).clone()
+        return result
+
+    return own
+
+
+def count_bytes_given() -> None:
+    """Let `GIVEN` count what is read of storages, which no mode sees."""
+    storage: Any = torch.UntypedStorage
+    one = storage.__getitem__
+
+    def getitem(self: Any, place: Any) -> Any:
+        GIVEN.values += len(range(*place.indices(len(self)))) if isinstance(place, slice) else 1
+        return one(self, place)
+
+    storage.__getitem__ = getitem
 
 
 _ADDRESSES: dict[int, tuple[int, torch.UntypedStorage]] = {}
@@ -204,6 +275,8 @@ def answer_as_cuda() -> None:
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
+    for name in ("range_push", "range_pop", "range_start", "range_end", "mark"):
+        setattr(torch.cuda.nvtx, name, lambda *_: 0)
     # A CUDA build would pack the weights of nn.GRU and its kin with cuDNN as soon as they answer as CUDA.
     torch.backends.cudnn.is_acceptable = lambda tensor: False
 

@@ -23,6 +23,7 @@ from engine.judging.inputs import (
     record,
     replay,
 )
+from engine.judging.narrow_sums import NarrowSums
 from engine.records import Precision
 from engine.tasks.form import split_init
 
@@ -113,10 +114,12 @@ def round_mantissa(value: torch.Tensor, bits: int, *, cut: bool = False) -> torc
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """One set of inputs through the reference: result trees on the device. `exact` is in fp64."""
+    """One set of inputs through the reference: result trees on the device. `exact` is in fp64; `narrow` is `plain` with
+    sums kept in fp32, None where that is the same."""
 
     plain: Any
     exact: Any
+    narrow: Any
 
 
 class Reference:
@@ -140,7 +143,7 @@ class Reference:
         wide_model = _copy_wide(self.model)
         with torch.no_grad(), _Widen(), _default_dtype(WIDE):
             exact = wide_model(*map_tensors(inputs, _widen))
-        return Answers(plain, exact)
+        return Answers(plain, exact, self._narrow(inputs, precision))
 
     def plain(self, inputs: Any, precision: Precision) -> Any:
         """The result in the task's own dtype; TF32 and reduced operands are emulated alike on every device."""
@@ -150,6 +153,14 @@ class Reference:
                 with RoundedProducts(MANTISSA[precision]):
                     return self.model(*inputs)
             return self.model(*inputs)
+
+    def _narrow(self, inputs: Any, precision: Precision) -> Any:
+        if self.device != "cpu":
+            return None
+        mode = NarrowSums()
+        with mode:
+            result = self.plain(inputs, precision)
+        return result if mode.used else None
 
 
 def _widen(tensor: torch.Tensor) -> torch.Tensor:

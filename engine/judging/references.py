@@ -15,7 +15,7 @@ from engine.canonical import Json
 from engine.judging.child import encode_plain
 from engine.judging.host_ops import OpRecorder
 from engine.judging.inputs import Program, UnsupportedTask, replay
-from engine.judging.numerics import SMALL, ReferenceError, reference_error
+from engine.judging.numerics import ReferenceError, reference_error, thin
 from engine.judging.policy import Work
 from engine.judging.reference import (
     MANTISSA,
@@ -181,11 +181,14 @@ def expected(
     answers = reference.run(seed, suite, precision)
     exact, plain = leaves(answers.exact), leaves(answers.plain)
     own = [_own(mine, true) for mine, true in zip(plain, exact, strict=True)]
-    small = any(true.numel() < SMALL and true.is_floating_point() for true in exact)
-    if extra and small:
+    if answers.narrow is not None:
+        narrow = [_own(mine, true) for mine, true in zip(leaves(answers.narrow), exact, strict=True)]
+        own = [_worse(one, other) for one, other in zip(own, narrow, strict=True)]
+    few = [extra and thin(true) for true in exact]
+    if any(few):
         for number in range(POOL):
             more = expected(reference, seed + 7919 * (number + 1), params_seed, suite, precision, extra=False)
-            own = [_worse(a, b) if true.numel() < SMALL else a for a, b, true in zip(own, more.own, exact, strict=True)]
+            own = [_worse(a, b) if pooled else a for a, b, pooled in zip(own, more.own, few, strict=True)]
     finite = all(bool(torch.isfinite(true).all()) for true in exact if true.is_floating_point())
     kept = (_form(mine) if mine.is_floating_point() else mine for mine in plain)
     return Expected(tuple(exact), tuple(kept), tuple(own), tree_of(answers.plain), finite)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from engine.canonical import Json
-from engine.judging.inputs import UnsupportedTask, derive_seed
+from engine.judging.answers import AnswerError, Described, Output, output
+from engine.judging.inputs import SUITES, UnsupportedTask, derive_seed
 from engine.judging.judge import Findings, Judge, Stop
 from engine.judging.messages import Failure, is_memory
 from engine.judging.numerics import Comparison, compare, precision_class, scale_of
@@ -25,6 +27,12 @@ SLOW_CALL_S = 4.0
 LARGE_OUTPUT_BYTES = 1 << 29
 """Above this size of one result only the first suite is run on the variant, and other poison only if there is no
 other variant: each result costs a copy to the host and a pass in fp64."""
+
+SCALED = "scaled"
+"""The suite of large or small values, by the parity of a call's seed."""
+
+FURTHER_DRAW = 3 << 20
+"""The number of a draw that no planned call has."""
 
 INTEGER = "integer"
 """The suite on which fp32 products and sums are exact in any order, so that PyTorch makes no error and TF32 a large
@@ -66,11 +74,15 @@ class VariantRun(ABC):
 
     @abstractmethod
     def _raw(self, row: Json, size: int | None = None) -> torch.Tensor:
-        """The bytes of one tensor of a collected result, on the judge's device; `size` is what they should be."""
+        """The bytes of one tensor of a collected result (`at` in its row), on the judge's device; `size` is what they
+        should be."""
 
     @abstractmethod
     def _further_calls(self) -> None:
         """Calls between the first judged ones and the rest."""
+
+    held_bytes = 0
+    """Of results that may wait until the last call of a variant, to be collected then."""
 
     def __init__(self, judge: Judge, task: Task, variant: str, found: Findings, deadline: float) -> None:
         self.judge, self.task, self.variant = judge, task, variant
@@ -87,7 +99,7 @@ class VariantRun(ABC):
         held = list(itertools.islice(usable, 1))
         if not held:
             raise UnsupportedTask(f"{self.variant}: the reference fails under every suite")
-        first, size = held[0][0], _bytes(held[0][1])
+        first, size = held[0][0], result_bytes(held[0][1])
         large = size > LARGE_OUTPUT_BYTES
         held += [] if large else itertools.islice(usable, 1)
         slowest = self._perform(held, count_ops=True)
@@ -97,25 +109,46 @@ class VariantRun(ABC):
         elif slowest > SLOW_CALL_S:
             self.found.remark(f"{self.variant}: a call takes {slowest:.0f} s here, further suites were left out")
         else:
+            self._rest(usable, first, size)
+        if not large or len(self.judge.references.variants(self.task)) == 1:
+            self._with_other_poison(first)
+
+    def _rest(self, usable: Iterator[tuple[Call, Expected]], first: Call, size: int) -> None:
+        """The suites after the first two. Where results are small, they are held over all further calls and collected
+        at the end: a ring of buffers behind the results of many calls shows."""
+        if size > self.held_bytes // len(SUITES):
             self._further_calls()
             for number, pair in enumerate(usable):
                 self._perform([pair], count_ops=number == 0, late=True)
-        if not large or len(self.judge.references.variants(self.task)) == 1:
-            self._with_other_poison(first)
+            return
+        again = self._call(first.suite, FURTHER_DRAW, first.poison)
+        pairs = list(itertools.islice(usable, 1)) or [(again, result) for result in [self._expected(again)] if result]
+        slowest = self._forward_all(pairs, count_ops=True, late=True)
+        self._further_calls()
+        if slowest <= SLOW_CALL_S:
+            more = list(usable)
+            self._forward_all(more, count_ops=False, late=True)
+            pairs += more
+        self._compare_all(pairs)
 
     def _plan(self) -> list[Call]:
         settings = self.judge.settings
         suites = self.task.contract.suites or settings.suites
         if INTEGER not in suites and self.judge.references.full(self.task).work.linear:
             suites = (*suites, INTEGER)
+        draws = [(number, suite, draw) for draw in range(settings.seeds) for number, suite in enumerate(suites)]
+        if SCALED in suites and settings.seeds == len(self.judge.references.variants(self.task)) == 1:
+            draws.append((1, SCALED, 1))
         return [
-            self._call(suite, draw, "nan" if (number + draw) % 2 == 0 else "garbage")
-            for draw in range(settings.seeds)
-            for number, suite in enumerate(suites)
+            self._call(suite, draw, "nan" if (number + draw) % 2 == 0 else "garbage") for number, suite, draw in draws
         ]
 
     def _call(self, suite: str, draw: int, poison: str) -> Call:
         seed = derive_seed(self.found.seed, self.variant, suite, draw)
+        if suite == SCALED:
+            # Variants take turns, so that a verdict sees large values and small ones.
+            turn = self.judge.references.variants(self.task).index(self.variant) + draw + self.found.seed
+            seed = seed & ~1 | turn & 1
         params = derive_seed(self.found.seed, self.variant, suite, draw, "params")
         return Call(f"{suite}{draw}", suite, seed, params, poison)
 
@@ -125,7 +158,7 @@ class VariantRun(ABC):
             result = self.judge.references.expected(
                 self.task, self.variant, call.seed, call.params_seed, call.suite, self.precision
             )
-            if _bytes(result) > LARGE_OUTPUT_BYTES:
+            if result_bytes(result) > LARGE_OUTPUT_BYTES:
                 self.judge.references.give_back_memory()
         except (RuntimeError, ValueError, IndexError) as error:
             if is_memory(error):
@@ -139,17 +172,26 @@ class VariantRun(ABC):
         return None
 
     def _perform(self, pairs: Sequence[tuple[Call, Expected]], *, count_ops: bool, late: bool = False) -> float:
+        slowest = self._forward_all(pairs, count_ops=count_ops, late=late)
+        self._compare_all(pairs)
+        return slowest
+
+    def _forward_all(self, pairs: Sequence[tuple[Call, Expected]], *, count_ops: bool, late: bool) -> float:
         slowest = 0.0
         for number, (call, _) in enumerate(pairs):
             slowest = max(slowest, self._forward(call, count_ops=count_ops and number == 0, late=late))
+        return slowest
+
+    def _compare_all(self, pairs: Sequence[tuple[Call, Expected]]) -> None:
+        if not pairs:
+            return
         outputs = self._collect([call.name for call, _ in pairs], pairs[-1][0].suite)
         for call, result in pairs:
             self._check(call, outputs[call.name], result)
-        return slowest
 
     def _check(self, call: Call, output: Json, result: Expected) -> None:
         where = f"variant {self.variant}, suite {call.suite}"
-        tensors = self._tensors(call, output, result, where)
+        tensors = self._tensors(call, self._parsed(output, call), result, where)
         worst: Comparison | None = None
         for index, (got, exact, plain, own) in enumerate(
             zip(tensors, result.exact, result.plain, result.own, strict=True)
@@ -221,14 +263,22 @@ class VariantRun(ABC):
             emulated[Precision.REDUCED].rms * unit,
         )
 
+    def _parsed(self, value: Json, call: Call) -> Output:
+        try:
+            return output(value)
+        except AnswerError as error:
+            text = f"the result of forward() was described by what the protocol does not know: {error}"
+            raise Stop(Failure(Status.FAILED, Reason.CRASH, text), self.variant, call.suite) from error
+
     def _depends_on_poison(self, call: Call) -> bool:
         """Whether other garbage in fresh memory gives another result."""
         contents = []
         for poison in ("nan", "garbage"):
             again = Call("again", call.suite, call.seed, call.params_seed, poison)
             self._forward(again, count_ops=False)
-            output = self._collect(["again"], call.suite)["again"]
-            contents.append([self._raw(described) for described in output["tensors"]])
+            collected = self._collect(["again"], call.suite)["again"]
+            rows = self._parsed(collected, call).tensors
+            contents.append([self._raw({"at": row.at}, _bytes_of(row)) for row in rows])
         first, second = contents
         return len(first) != len(second) or not all(map(torch.equal, first, second))
 
@@ -249,35 +299,35 @@ class VariantRun(ABC):
             text = f"right once, wrong when repeated on the same values: {stop.failure.message}"
             raise Stop(Failure(Status.REJECTED, reason, text), self.variant, call.suite) from stop
 
-    def _tensors(self, call: Call, output: Json, result: Expected, where: str) -> list[torch.Tensor]:
-        described = output["tensors"]
-        if output["tree"] != result.tree or len(described) != len(result.plain):
-            text = f"{where}: forward() returns {tree_text(output['tree'])}, expected {tree_text(result.tree)}"
+    def _tensors(self, call: Call, found: Output, result: Expected, where: str) -> list[torch.Tensor]:
+        described = found.tensors
+        if found.tree != result.tree or len(described) != len(result.plain):
+            text = f"{where}: forward() returns {tree_text(found.tree)}, expected {tree_text(result.tree)}"
             raise Stop(Failure(Status.REJECTED, Reason.STRUCTURE, text), self.variant, call.suite)
         return [
             self._tensor(call, row, plain, f"{where}, output {index}")
             for index, (row, plain) in enumerate(zip(described, result.plain, strict=True))
         ]
 
-    def _tensor(self, call: Call, row: Json, plain: torch.Tensor, where: str) -> torch.Tensor:
+    def _tensor(self, call: Call, row: Described, plain: torch.Tensor, where: str) -> torch.Tensor:
         dtype = str(plain.dtype).removeprefix("torch.")
         problem: tuple[Reason, str] | None = None
-        if not row["plain"]:
-            problem = (Reason.STRUCTURE, f"{where}: expected a plain torch.Tensor, got {row['type']}")
-        elif row["shape"] != list(plain.shape):
-            problem = (Reason.SHAPE, f"{where}: shape {row['shape']}, expected {list(plain.shape)}")
-        elif row["dtype"] != dtype:
-            problem = (Reason.DTYPE, f"{where}: dtype {row['dtype']}, expected {dtype}")
-        elif row["device"] != torch.device(self.judge.place.device).type:
-            problem = (Reason.STRUCTURE, f"{where}: on device {row['device']}, expected the inputs' device")
-        elif not _usual_layout(row["shape"], row["stride"], plain):
-            text = f"strides {row['stride']}, expected {list(plain.stride())} or a contiguous result"
+        if not row.plain:
+            problem = (Reason.STRUCTURE, f"{where}: expected a plain torch.Tensor, got {row.type}")
+        elif row.shape != tuple(plain.shape):
+            problem = (Reason.SHAPE, f"{where}: shape {list(row.shape)}, expected {list(plain.shape)}")
+        elif row.dtype != dtype:
+            problem = (Reason.DTYPE, f"{where}: dtype {row.dtype}, expected {dtype}")
+        elif row.device != torch.device(self.judge.place.device).type:
+            problem = (Reason.STRUCTURE, f"{where}: on device {row.device}, expected the inputs' device")
+        elif not _usual_layout(row.shape, row.stride, plain):
+            text = f"strides {list(row.stride)}, expected {list(plain.stride())} or a contiguous result"
             problem = (Reason.STRUCTURE, f"{where}: {text}")
         if problem is not None:
             raise Stop(Failure(Status.REJECTED, *problem), self.variant, call.suite)
-        if row["stride"] != list(plain.stride()) and plain.numel() > 1:
-            self.found.remark(f"output stride {row['stride']}, the reference's is {list(plain.stride())}")
-        content = self._raw(row, plain.numel() * plain.element_size())
+        if row.stride != plain.stride() and plain.numel() > 1:
+            self.found.remark(f"output stride {list(row.stride)}, the reference's is {list(plain.stride())}")
+        content = self._raw({"at": row.at}, plain.numel() * plain.element_size())
         return content.view(plain.dtype).reshape(plain.shape)
 
     def _tolerance(self, dtype: torch.dtype, precision: Precision | None = None) -> Tolerance:
@@ -305,5 +355,11 @@ def _usual_layout(shape: Sequence[int], stride: Sequence[int], plain: torch.Tens
     return plain.numel() == 0 or meaningful(stride) in (meaningful(plain.stride()), meaningful(packed))
 
 
-def _bytes(result: Expected) -> int:
+def _bytes_of(row: Described) -> int:
+    """What its file should have; 0 for a dtype that there is not."""
+    dtype = getattr(torch, row.dtype, None) if row.dtype.isidentifier() else None
+    return math.prod(row.shape) * dtype.itemsize if isinstance(dtype, torch.dtype) else 0
+
+
+def result_bytes(result: Expected) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in result.plain)

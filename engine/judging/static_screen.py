@@ -6,6 +6,7 @@ It is cheap and explains itself. It is not a boundary: that is the sandbox, and 
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -30,7 +31,7 @@ IMPORTS = frozenset(
 """`__future__` imports nothing. Below triton.language.extra everything is the device library."""
 
 CALLS = frozenset({"exec", "eval", "compile", "open", "__import__", "globals", "vars", "locals"})
-DUNDERS = frozenset({"__init__", "__name__", "__post_init__"})
+DUNDERS = frozenset({"__init__", "__name__", "__post_init__", "__all__", "__main__"})
 FRAMES = frozenset({"f_locals", "f_globals", "f_back", "f_builtins", "gi_frame", "cr_frame", "tb_frame"})
 FORBIDDEN_ATTRIBUTES = frozenset(
     [
@@ -42,6 +43,52 @@ FORBIDDEN_ATTRIBUTES = frozenset(
     ]
 )
 """Of imported names."""
+
+INTERNALS = frozenset(
+    [
+        *("_C", "_VF", "_dynamo", "_inductor", "_subclasses", "_ops", "_functorch", "_higher_order_ops", "_prims"),
+        *("_refs", "_decomp", "_library", "_guards", "_jit_internal", "_numpy", "_python_dispatch", "_mode_utils"),
+        *(
+            "_pop_mode",
+            "_pop_mode_temporarily",
+            "_push_mode",
+            "_get_current_function_mode_stack",
+            "DisableTorchFunction",
+        ),
+        *("DisableTorchFunctionSubclass", "no_dispatch", "unset_fake_temporarily", "maybe_disable_fake_tensor_mode"),
+        *("cpp_extension", "load_inline", "ctypes", "importlib", "subprocess", "builtins", "sys", "threading"),
+        *("get_type_hints", "ForwardRef", "evaluate_forward_ref", "singledispatch", "singledispatchmethod"),
+        *("FunctionType", "LambdaType", "CodeType", "MethodType", "attrgetter", "methodcaller"),
+        *("update_wrapper", "make_dataclass", "load_library", "compile_module_from_src", "_compile_kernel"),
+        *("_create_jit_fn", "_create_multi_output_jit_fn"),
+        *("tofile", "from_file", "ctypeslib", "redispatch", "_op_dk", "_make_wrapper_subclass"),
+    ]
+)
+"""Of anything: no tensor, module or configuration of a kernel has such a name. What evaluates text that was written as
+an annotation, and what reaches attributes by text, are among them."""
+
+POWERS = frozenset(
+    [
+        *("utils.data", "utils.dlpack", "distributed", "futures", "fx", "package", "testing", "profiler", "onnx"),
+        *("export", "serialization", "overrides", "storage", "nn.parallel", "nn.modules.module", "autograd.graph"),
+        *("library", "load", "save", "from_file", "cuda.jiterator"),
+        *("runtime.build", "runtime.interpreter", "runtime.cache", "backends"),
+    ]
+)
+"""Below torch and triton: what starts threads and processes, reads and writes files, writes code, or intercepts
+calls."""
+
+STANDARD = frozenset(sys.stdlib_module_names) - {"math", "random", "types", "signal", "select", "trace", "profile"}
+"""Modules that an allowed one may have imported, less what is also a name of torch or Triton."""
+
+MODULES = IMPORTS | {
+    *("torch.cuda", "torch.autograd", "torch.backends", "torch.linalg", "torch.special", "torch.utils", "torch.fft"),
+    *("torch.nn.modules", "torch.nn.init", "torch.nn.utils", "torch.nn.parameter", "triton.runtime", "triton.testing"),
+    *("triton.language.math", "triton.language.core", "triton.language.standard", "triton.language.semantic"),
+}
+
+ASKING = frozenset({"getattr", "setattr", "delattr", "hasattr", "print"})
+"""Calls whose first argument may be a module; what they do with it is looked at."""
 
 COMPILED = frozenset({"torch.compile", "torch.jit.script", "torch.jit.trace"})
 
@@ -74,9 +121,13 @@ class _Names:
     """Values of plain assignments, by name."""
 
     def dotted(self, node: ast.expr) -> str | None:
-        """`torch.nn.functional` for `F`, resolved through import aliases; None for anything else."""
+        """`torch.nn.functional` for `F`, resolved through import aliases and getattr; None for anything else."""
         if isinstance(node, ast.Name):
             return self.imported.get(node.id)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
+            base = self.dotted(node.args[0]) if len(node.args) > 1 else None
+            name = node.args[1] if base is not None else None
+            return f"{base}.{name.value}" if isinstance(name, ast.Constant) and isinstance(name.value, str) else None
         if isinstance(node, ast.Attribute):
             base = self.dotted(node.value)
             return None if base is None else f"{base}.{node.attr}"
@@ -133,6 +184,8 @@ def _bind(names: _Names, name: str, value: ast.expr) -> None:
 
 
 def _forbidden(tree: ast.Module, names: _Names) -> Iterator[tuple[int, str]]:
+    yield from _handed_around(tree, names)
+    yield from _of_the_interpreter(tree, names)
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             problem = _import_problem(node)
@@ -142,10 +195,52 @@ def _forbidden(tree: ast.Module, names: _Names) -> Iterator[tuple[int, str]]:
             problem = _name_problem(node)
         elif isinstance(node, ast.Attribute):
             problem = _attribute_problem(node, names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("__"):
+            problem = _text_problem(node.value)
+        elif isinstance(node, ast.keyword) and node.arg in ("assigned", "updated"):
+            problem = f"the argument {node.arg}, which copies attributes by name"
+        elif isinstance(node, ast.MatchClass):
+            problem = next(filter(None, map(_text_problem, node.kwd_attrs)), None)
         else:
             continue
         if problem is not None:
             yield node.lineno, problem
+
+
+def _of_the_interpreter(tree: ast.Module, names: _Names) -> Iterator[tuple[int, str]]:
+    """What a kernel's body can do in the interpreter alone: a value's `handle` is an array of numbers there."""
+    for kernel in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and _is_jitted(node, names)):
+        for node in ast.walk(kernel):
+            if isinstance(node, ast.Attribute) and node.attr == "handle":
+                yield node.lineno, f"use of the attribute handle in the kernel {kernel.name}"
+
+
+def _handed_around(tree: ast.Module, names: _Names) -> Iterator[tuple[int, str]]:
+    """A module used as a value: whoever gets it can reach what its name would be refused for."""
+    named = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in ("getattr", "setattr", "delattr") and id(node) not in named:
+            yield node.lineno, f"{node.id} as a value"
+    called = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    asked = {id(node.args[0]) for node in called if isinstance(node.func, ast.Name) and node.func.id in ASKING}
+    for parent in ast.walk(tree):
+        plain = isinstance(parent, ast.Assign) and len(parent.targets) == 1 and isinstance(parent.targets[0], ast.Name)
+        if plain or isinstance(parent, (ast.Attribute, ast.Compare, ast.BoolOp, ast.UnaryOp, ast.If, ast.Assert)):
+            continue
+        for node in ast.iter_child_nodes(parent):
+            if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load) and id(node) not in asked:
+                dotted = names.dotted(node)
+                if dotted in MODULES:
+                    yield node.lineno, f"the module {dotted} as a value"
+
+
+def _text_problem(name: str) -> str | None:
+    """An attribute by its name alone."""
+    if name.startswith("__") and name.endswith("__") and name not in DUNDERS:
+        return f"use of the attribute {name}"
+    if name in FRAMES:
+        return f"use of the frame attribute {name}"
+    return f"use of {name}" if name in INTERNALS else None
 
 
 def _import_problem(node: ast.Import | ast.ImportFrom) -> str | None:
@@ -155,6 +250,11 @@ def _import_problem(node: ast.Import | ast.ImportFrom) -> str | None:
         return "relative import"
     else:
         modules = [_imported_module(str(node.module), alias.name) for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        for alias in node.names:
+            problem = _dotted_problem(f"{node.module}.{alias.name}")
+            if problem is not None:
+                return problem
     for module in modules:
         if module not in IMPORTS and not module.startswith("triton.language."):
             return f"import of {module}; allowed are {', '.join(sorted(IMPORTS - {'__future__'}))}"
@@ -177,8 +277,10 @@ def _call_problem(node: ast.Call, names: _Names) -> str | None:
     if isinstance(function, ast.Name):
         if function.id in CALLS:
             return f"call of {function.id}()"
-        if function.id == "getattr" and len(node.args) > 1 and not _is_text(node.args[1]):
-            return "getattr() with a name that is not a literal"
+        if function.id == "getattr" and len(node.args) > 1:
+            if not _is_text(node.args[1]):
+                return "getattr() with a name that is not a literal"
+            return _dotted_problem(names.dotted(node))
         if function.id in ("setattr", "delattr") and node.args and names.dotted(node.args[0]) is not None:
             return f"{function.id}() on the imported {names.dotted(node.args[0])}"
     return None
@@ -195,24 +297,35 @@ def _is_text(node: ast.expr) -> bool:
 def _name_problem(node: ast.Name) -> str | None:
     if node.id in CALLS and isinstance(node.ctx, ast.Load):
         return f"use of {node.id}"
+    if node.id in INTERNALS:
+        return f"use of {node.id}"
     if node.id.startswith("__") and node.id.endswith("__") and node.id not in DUNDERS:
         return f"use of {node.id}"
     return None
 
 
 def _attribute_problem(node: ast.Attribute, names: _Names) -> str | None:
-    if node.attr.startswith("__") and node.attr.endswith("__") and node.attr not in DUNDERS:
-        return f"use of the attribute {node.attr}"
-    if node.attr in FRAMES:
-        return f"use of the frame attribute {node.attr}"
+    problem = _text_problem(node.attr)
+    if problem is not None:
+        return problem
     if isinstance(node.ctx, (ast.Store, ast.Del)):
         target = names.dotted(node.value)
         if target is not None and not target.startswith("torch.backends"):
             return f"assignment to {target}.{node.attr}, which is imported"
-    dotted = names.dotted(node)
+    return _dotted_problem(names.dotted(node))
+
+
+def _dotted_problem(dotted: str | None) -> str | None:
+    if dotted is None:
+        return None
     if dotted in COMPILED:
         return f"use of {dotted}: a kernel must be a @triton.jit function of this file"
-    if dotted is not None and set(dotted.split(".")) & FORBIDDEN_ATTRIBUTES:
+    parts = dotted.split(".")
+    below = {".".join(parts[1:end]) for end in range(2, len(parts) + 1)} if parts[0] in ("torch", "triton") else set()
+    below -= {"backends"} if parts[0] == "torch" else set()
+    private = parts[0] in ("typing", "functools", "dataclasses", "math") and any(p.startswith("_") for p in parts)
+    inner = set(parts[1:])
+    if private or inner & STANDARD or inner & (FORBIDDEN_ATTRIBUTES | INTERNALS) or below & POWERS:
         return f"use of {dotted}"
     return None
 

@@ -151,10 +151,14 @@ class StreamContext:
         STREAMS.current = self._before
 
 
+class NeedsDevice(NotImplementedError):
+    """The program asks for what only a device has; honest programs may."""
+
+
 def refuse_graph(*_: Any, **__: Any) -> None:
     """In place of `torch.cuda.CUDAGraph` and what makes one."""
     STREAMS.unsaid = "CUDA graph"
-    raise NotImplementedError("a CUDA graph cannot be captured without a device")
+    raise NeedsDevice("a CUDA graph cannot be captured without a device")
 
 
 def set_stream(stream: Stream | None) -> None:

@@ -24,29 +24,12 @@ NO_CANDIDATE = {
 
 MARKERS = [Path(folder) / "kernel_marker" for folder in ("/tmp", "/var/tmp", ".", "..")]
 
-_GRAPH = "CUDAGraph cannot be built in the interpreter: `exception`, where nothing can be said"
-KNOWN: dict[str, str] = {
-    "a13": _GRAPH,
-    "a22": "PyTorch's variance on a CPU accumulates in fp64, so its error is no measure for an fp32 kernel on 7 rows",
-    "a49": "a bf16 number in the interpreter: its gap is taken for a compile error",
-    "b109": _GRAPH,
-    "b73": "Tensor.numpy() leads to a library that no recorder sees",
-    "b76": "Tensor.tolist() lets Python compute what no recorder sees",
-    "b111": "results of two calls are held, so two buffers in turn go unseen",
-    "b112": "results of two calls are held, so four buffers in turn go unseen",
-    "b127": "methods of torch.Tensor can be replaced through type(), and run while results are read",
-}
+KNOWN: dict[str, str] = {}
 """What the judge gets wrong on the CPU, by row: strict expected failures, each an open fault of the judge."""
-
-BY_LUCK = dict.fromkeys(
-    ("b93", "b94", "b95"), "inputs are new tensors in every call; whether an address comes again is luck"
-)
-"""Faults that show in some runs only."""
 
 
 def case(row):
     marks = [pytest.mark.xfail(reason=KNOWN[row.name], strict=True)] if row.name in KNOWN else []
-    marks += [pytest.mark.xfail(reason=BY_LUCK[row.name], strict=False)] if row.name in BY_LUCK else []
     return pytest.param(row, id=row.name, marks=marks)
 
 

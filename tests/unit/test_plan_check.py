@@ -21,7 +21,7 @@ from engine.judging.plan import (
     Ref,
     Step,
 )
-from engine.judging.plan_check import PlanError, aliases_input, check_plan, order_problem, reused_output
+from engine.judging.plan_check import PlanError, check_plan, order_problem, reused_output
 from engine.judging.plan_ops import host_ops
 from engine.judging.plan_pointers import written_pointers
 
@@ -291,11 +291,6 @@ def test_results_in_memory_of_all_calls(origin, life, written, told):
     steps = (copies(INPUT, FRESH),) if written else (copies(FRESH, RESULT),)
     plan = replace(plan, steady=Call(steps, (replace(WHOLE, buffer=FRESH),), "t"))
     assert (reused_output(plan) is not None) is told
-
-
-def test_views_of_inputs():
-    assert aliases_input(GOOD) is None
-    assert "input 0" in aliases_input(replace(GOOD, steady=Call((), (replace(WHOLE, buffer=INPUT),), "t")))
 
 
 def test_host_operations_are_counted_from_the_plan():

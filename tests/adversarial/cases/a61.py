@@ -1,0 +1,24 @@
+import torch
+import torch.nn as nn
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def softmax_kernel(x_ptr, y_ptr, columns, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    offsets = tl.arange(0, BLOCK)
+    mask = offsets < columns
+    x = tl.load(x_ptr + row * columns + offsets, mask=mask, other=-float("inf"))
+    e = tl.exp(x - tl.max(x, axis=0))
+    tl.store(y_ptr + row * columns + offsets, e / tl.sum(e, axis=0), mask=mask)
+
+
+class ModelNew(nn.Module):
+    @torch.inference_mode()
+    def forward(self, x):
+        columns = x.shape[-1]
+        flat = x.contiguous().reshape(-1, columns)
+        y = torch.empty_like(flat)
+        softmax_kernel[(flat.shape[0],)](flat, y, columns, BLOCK=triton.next_power_of_2(columns))
+        return y.view(x.shape)

@@ -1,0 +1,23 @@
+import torch
+import torch.nn as nn
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def softmax_kernel(x_ptr, y_ptr, columns, BLOCK: tl.constexpr):
+    for half in range(2):
+        row = tl.program_id(0) * 2 + half
+        offsets = tl.arange(0, BLOCK)
+        mask = offsets < columns
+        x = tl.load(x_ptr + row * columns + offsets, mask=mask, other=-float("inf"))
+        e = tl.exp(x - tl.max(x, axis=0))
+        tl.store(y_ptr + row * columns + offsets, e / tl.sum(e, axis=0), mask=mask)
+
+
+class ModelNew(nn.Module):
+    def forward(self, x):
+        y = torch.empty_like(x)
+        columns = x.shape[-1]
+        softmax_kernel[(x.shape[0] // 2,)](x, y, columns, BLOCK=triton.next_power_of_2(columns))
+        return y
