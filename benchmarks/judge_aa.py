@@ -4,12 +4,13 @@
 
 Layer `stopwatch` is the product's own path below `Backend.measure`: `Stopwatch._side` opens each side's launch plan in
 an executor of its own, `Stopwatch._exchanged` runs the paired blocks, half of them with executors exchanged; sides stay
-open for --reopen trials, and baselines
-are left out. `fake` draws times from a random generator and so shows what the statistics do, without a GPU.
+open for --reopen trials, and baselines are left out. `fake` draws times from a random generator and so shows what the
+statistics do, without a GPU.
 
-A/A: candidate and incumbent are one copying kernel of about 10 µs, 50 µs or 1 ms. Delay: the incumbent is a kernel of
-that time whose arithmetic loop turns more often; a turn's time comes from CUDA events around launches that are much
-longer, in another process than the executors. Lines go to FOLDER/judge_aa.jsonl; what is there is not done again.
+A/A: candidate and incumbent are one kernel of about 10 µs or 50 µs, which copies, or 1 ms, which also computes. Delay:
+the incumbent is a kernel of that time whose arithmetic loop turns more often; what the turns add comes from CUDA events
+around rows of 200 launches with and without them, in another process than the executors. Lines go to
+FOLDER/judge_aa.jsonl; what is there is not done again.
 """
 
 from __future__ import annotations
@@ -41,8 +42,11 @@ from profilers.ncu import DURATION, parse
 if TYPE_CHECKING:
     from engine.judging.measure import Stopwatch
 
-ELEMENTS = {"10us": 4_000_000, "50us": 25_000_000, "1ms": 530_000_000}
+ELEMENTS = {"10us": 4_000_000, "50us": 25_000_000, "1ms": 25_000_000}
 """Of the copying kernel: 8 bytes each at about 4.2 TB/s, and 2 µs of launch."""
+
+TURNS = {"10us": 0, "50us": 0, "1ms": 1072}
+"""Of its arithmetic loop: 1 ms of copying alone would spend a trial on filling gigabytes."""
 
 TARGET_US = {"10us": 10.0, "50us": 50.0, "1ms": 1000.0}
 DELAYS = (0.05, 0.25)
@@ -50,6 +54,7 @@ DELAYS = (0.05, 0.25)
 
 LOOP_ELEMENTS = 1 << 20
 LONG_TURNS = 1 << 17
+ROW_LAUNCHES = 200
 FASTER = 1.01
 CONTAINED = {"a size": 182 / 200, "all": 0.93}
 KERNEL = "turning_kernel"
@@ -126,16 +131,19 @@ class Pairing:
 
 
 class StopwatchLayer:
-    """The product's stopwatch with its executors, in this process; the GPU is held alone while sides are open."""
+    """The product's stopwatch with its executors, in this process."""
 
     name = "stopwatch: Stopwatch._side (plan replayed by an executor) and Stopwatch._exchanged, sides kept open"
 
     def __init__(self, settings: Settings, scratch: Path) -> None:
         from engine.codec import decode
+        from engine.judging import timed
         from engine.judging.client import JudgeClient
         from engine.judging.gpu_state import find_gpu, lock_path
         from engine.judging.service import Opening, Service
 
+        # Comparing outputs afterwards is no part of the clock and would take most of a trial.
+        timed.CHECKED = 0
         gpu = find_gpu(0)
         client = JudgeClient(settings, "cuda", ROOT, scratch, {"CUDA_VISIBLE_DEVICES": gpu.uuid}, gpu.uuid)
         self._service = Service(decode(Opening, client._opening(scratch), "opening of the judge"))
@@ -147,7 +155,7 @@ class StopwatchLayer:
     @contextlib.contextmanager
     def opened(self, pairing: Pairing) -> Iterator[Paired]:
         """Both sides ready; calling what it yields is one trial."""
-        from engine.judging.gpu_state import lease
+        from engine.judging.measure import Stints
 
         notes: list[str] = []
         with contextlib.ExitStack() as stack:
@@ -157,8 +165,7 @@ class StopwatchLayer:
             }
             if notes or any(side.kind is not ScoreKind.MEASURED for side in sides.values()):
                 raise BenchmarkError(f"expected both sides replayed from their plans: {'; '.join(notes)}")
-            with lease(self._lock):
-                yield lambda: self._stopwatch._exchanged(sides)
+            yield lambda: self._stopwatch._exchanged(sides, Stints(self._lock))
 
     def close(self) -> None:
         self._service.close()
@@ -221,15 +228,16 @@ class Run:
         for start in range(0, trials, self.reopen):
             for size in sizes:
                 numbers = range(start, min(start + self.reopen, trials))
-                self._trials("aa", size, numbers, Pairing(ELEMENTS[size], 0, 0), {})
+                self._trials("aa", size, numbers, Pairing(ELEMENTS[size], TURNS[size], TURNS[size]), {})
 
     def delays(self, sizes: Sequence[str], trials: int, us_per_turn: float) -> None:
-        """Turns in multiples of 16, which Triton compiles to one kernel; `us_per_turn` as calibrated."""
+        """Turns in multiples of 16, which Triton compiles to one kernel; `us_per_turn` chooses how many."""
         for size in sizes:
             turns = 16 * round(TARGET_US[size] / us_per_turn / 16)
             for share in DELAYS:
                 more = max(16, 16 * round(share * turns / 16))
-                known = {"share": share, "known_us": more * us_per_turn}
+                known_us = more * us_per_turn if isinstance(self.layer, FakeLayer) else known_delay(turns, more)
+                known = {"share": share, "known_us": known_us, "by_long_launches_us": more * us_per_turn}
                 pairing = Pairing(LOOP_ELEMENTS, turns, turns + more)
                 for start in range(0, trials, self.reopen):
                     numbers = range(start, min(start + self.reopen, trials))
@@ -252,20 +260,38 @@ class Run:
 
 
 def calibrate() -> float:
-    """µs of one turn: from launches of `LONG_TURNS` and twice as many, in turn, by CUDA events."""
+    """µs of one turn, roughly: from launches of `LONG_TURNS` and twice as many, in turn, by CUDA events."""
     launch, torch = _launcher(LOOP_ELEMENTS)
-
-    def once(turns: int) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        launch(turns)
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) * 1e3
-
-    once(LONG_TURNS)
-    differences = [once(2 * LONG_TURNS) - once(LONG_TURNS) for _ in range(31)]
+    differences = [
+        _span(torch, lambda: launch(2 * LONG_TURNS)) - _span(torch, lambda: launch(LONG_TURNS)) for _ in range(31)
+    ]
     return statistics.median(differences) / LONG_TURNS
+
+
+def known_delay(turns: int, more: int) -> float:
+    """µs that `more` turns add to one launch of `turns`: from graphs of many launches one behind the other, of either
+    kind in turn, by CUDA events around the whole graph."""
+    launch, torch = _launcher(LOOP_ELEMENTS)
+    graphs = []
+    for count in (turns, turns + more):
+        launch(count)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(ROW_LAUNCHES):
+                launch(count)
+        graph.replay()
+        graphs.append(graph)
+    spans = [[_span(torch, graph.replay) for graph in graphs] for _ in range(31)]
+    return statistics.median(longer - shorter for shorter, longer in spans) / ROW_LAUNCHES
+
+
+def _span(torch: Any, work: Callable[[], object]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) * 1e3
 
 
 def _launcher(elements: int) -> tuple[Callable[[int], None], Any]:
@@ -294,7 +320,7 @@ def other_clocks(size: str) -> dict[str, Json]:
 
     launch, _ = _launcher(ELEMENTS[size])
     found: dict[str, Json] = {"id": f"clocks|{size}", "kind": "clocks", "size": size}
-    found["do_bench_us"] = float(do_bench(lambda: launch(0), warmup=25, rep=200, return_mode="median")) * 1e3
+    found["do_bench_us"] = float(do_bench(lambda: launch(TURNS[size]), warmup=25, rep=200, return_mode="median")) * 1e3
     return found | ncu_times(size)
 
 
@@ -417,7 +443,7 @@ def call(size: str) -> None:
     """For ncu: the copying kernel, again and again."""
     launch, torch = _launcher(ELEMENTS[size])
     for _ in range(20):
-        launch(0)
+        launch(TURNS[size])
     torch.cuda.synchronize()
 
 

@@ -22,7 +22,7 @@ LEAST_US = 0.1
 """A time never falls to zero by subtraction: CUDA events resolve about 0.5 µs, and ratios need a positive number."""
 
 ROTATION_FACTOR = 3
-LEAST_SETS, MAX_SETS = 4, 64
+LEAST_SETS, MAX_SETS = 2, 64
 MEMORY_SHARE = 0.15
 """Share of the device's memory that the rotated inputs of one process may take."""
 

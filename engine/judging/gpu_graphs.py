@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ EMPTY_PAIRS = 100
 LEAST_US = 0.05
 MAX_SAMPLES = 200
 WARM_UP = 3
+LEAST_REPLAYS = 3
 LEAST_SAMPLE_US = 200.0
 """Starting a graph costs some microseconds that an empty pair of events does not show; a longer sample dilutes them."""
 SLOW_US, SLOW_SETS = 300.0, 16
@@ -82,6 +84,21 @@ class GraphTimer:
         sample_us = self.call_us * self._copies
         count = max(1, min(round(milliseconds * 1e3 / max(sample_us, 1.0)), MAX_SAMPLES))
         return self._times(count, self._next if cold else self._same, cold=cold)
+
+    def by_wall_clock(self, milliseconds: float) -> tuple[float, float]:
+        """One call in µs by events and by the host's clock, over the same run of replays of about `milliseconds`: what
+        a kernel could do to events it cannot do to the host."""
+        count = max(LEAST_REPLAYS, math.ceil(milliseconds * 1e3 / (self.call_us * self._copies)))
+        start, end = _EVENT(enable_timing=True), _EVENT(enable_timing=True)
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        start.record()
+        for _ in range(count):
+            self._next()
+        end.record()
+        end.synchronize()
+        wall_us, calls = (time.perf_counter() - begun) * 1e6, count * self._copies
+        return start.elapsed_time(end) * 1e3 / calls, wall_us / calls
 
     def _next(self) -> None:
         self._graphs[self._turn % len(self._graphs)].replay()

@@ -13,10 +13,10 @@ from engine.canonical import Json
 from engine.judging.inputs import derive_seed
 from engine.judging.layout import set_bytes
 from engine.judging.replayed import POISON, ReplayedVariant
-from engine.judging.runs import Call
+from engine.judging.runs import LARGE_OUTPUT_BYTES, Call, result_bytes
 
 ROTATION_FACTOR = 3
-LEAST_SETS = 4
+LEAST_SETS = 2
 MAX_SETS = 64
 CHECKED_SETS = 16
 """Sets that a timing surely replays, whatever a call takes: those from which checked ones are drawn."""
@@ -68,7 +68,8 @@ class TimedReplay(ReplayedVariant):
         return self.executor.ask({"cold": self._cold, **message}, timeout_s)
 
     def check(self) -> None:
-        """Compare outputs of some sets; Stop when the timed calls computed something else than judged ones."""
+        """Compare outputs of some sets, of one where they are large; Stop when the timed calls computed something else
+        than judged ones."""
         sets = min(self.replay.sets, CHECKED_SETS)
         for number in random.Random(secrets.randbits(62)).sample(range(sets), min(sets, CHECKED)):
             call = self._calls[number]
@@ -77,6 +78,8 @@ class TimedReplay(ReplayedVariant):
                 self._intact(number, POISON[call.poison], self._inputs(call), call)
                 self._where[call.name] = ("steady", number)
                 self._check(call, self._collect([call.name], call.suite)[call.name], result)
+                if result_bytes(result) > LARGE_OUTPUT_BYTES:
+                    return
 
     @property
     def cold_matters(self) -> bool:

@@ -103,7 +103,7 @@ def test_a_call_without_device_work_still_has_a_positive_time(device):
     ("size", "memory", "count"),
     [
         pytest.param(1 << 30, 141 << 30, gpu_clock.LEAST_SETS, id="larger-than-L2"),
-        pytest.param(60 << 20, 141 << 30, gpu_clock.LEAST_SETS, id="as-large-as-L2"),
+        pytest.param(60 << 20, 141 << 30, gpu_clock.ROTATION_FACTOR, id="as-large-as-L2"),
         pytest.param(30 << 20, 141 << 30, 6, id="half-of-L2"),
         pytest.param(1 << 10, 141 << 30, gpu_clock.MAX_SETS, id="tiny"),
         pytest.param(30 << 30, 141 << 30, 1, id="no-room-for-two"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import WorkerError
-from engine.judging import measure
+from engine.judging import measure, sides
 from engine.judging.children import ChildEnded, ChildTimeout
 from engine.judging.executors import ExecutorFault
 from engine.judging.gpu_state import lease, lock_path
@@ -82,8 +82,8 @@ def stopwatch(tmp_path, monkeypatch):
 
     def make(workers, children, replays=None, cuda=CUDA):
         left = list(workers)
-        monkeypatch.setattr(measure, "_spawn", lambda bench, module, folder: left.pop(0))
-        watch = measure.Stopwatch(measure.Bench(cuda, LIMITS, "GPU-0", {}, tmp_path, replays))
+        monkeypatch.setattr(sides, "_spawn", lambda bench, module, folder: left.pop(0))
+        watch = measure.Stopwatch(sides.Bench(cuda, LIMITS, "GPU-0", {}, tmp_path, replays))
         forked = list(children)
         monkeypatch.setattr(watch, "_server", FakeWorker())
         monkeypatch.setattr(watch, "_child", lambda: forked.pop(0))
@@ -177,7 +177,8 @@ def test_the_baseline_process_is_kept_for_a_task_and_replaced_for_the_next(stopw
 class FakeReplay:
     """A plan behind a clock. `wrong`: what comparing its timed results raises."""
 
-    def __init__(self, us=20.0, wrong=None, small=False, fails_after=None):
+    def __init__(self, us=20.0, wrong=None, small=False, fails_after=None, clocks_apart=1.001):
+        self.clocks_apart = clocks_apart
         self.us, self.wrong, self.cold_matters, self.checked, self.swapped = us, wrong, small, 0, 0
         self.left = fails_after
 
@@ -186,6 +187,8 @@ class FakeReplay:
             self.left -= 1
             if self.left < 0:
                 raise ExecutorFault("ended", "the executor ended with status -9")
+        if message["op"] == "wall_clock":
+            return {"events_us": self.us, "wall_us": self.us * self.clocks_apart}
         warm = "cold" in message and not message["cold"]
         return {"times_us": [(self.us / 2 if warm else self.us) * random.uniform(0.99, 1.01) for _ in range(3)]}
 
@@ -295,6 +298,16 @@ def test_an_executor_that_is_lost_while_it_is_timed_takes_only_its_side_along(st
     got = timed(stopwatch([FakeWorker()], [], replays), incumbent="i")
     assert set(kinds_of(got)) == {"incumbent", "eager", "compile"}
     assert "its timed process was lost: the executor ended" in got.note
+
+
+@pytest.mark.parametrize(
+    ("apart", "timed_at_all"), [(1.001, True), (1.02, True), (0.99, True), (1.05, False), (0.9, False), (4.0, False)]
+)
+def test_a_time_that_the_hosts_clock_denies_is_none(stopwatch, apart, timed_at_all):
+    got = timed(stopwatch([FakeWorker()], [], FakeReplays(c=FakeReplay(clocks_apart=apart))))
+    assert (got.timing("candidate") is not None) == timed_at_all
+    assert ("host's clock differ" in got.note) == (not timed_at_all)
+    assert ("wall_clock_apart" in got.settings) == timed_at_all
 
 
 FORMS = ("eager", "compile", "eager_graph", "compile_graph")

@@ -1,0 +1,208 @@
+"""What is timed, and in which process: a candidate's plan in an executor, a candidate in its own process, the task's
+reference in the baseline's. Whatever fails takes its side out of the comparison, nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import secrets
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from engine.canonical import Json
+from engine.errors import WorkerError
+from engine.judging.children import ChildEnded, ChildTimeout
+from engine.judging.executors import ExecutorFault
+from engine.judging.judge import Stop
+from engine.judging.messages import is_memory
+from engine.judging.replayed import NotReplayable
+from engine.judging.timed import TimedReplay
+from engine.records import Precision, ScoreKind, Status, Task
+from engine.settings import CudaSettings, LimitSettings
+from engine.worker import Worker, scrubbed_environment
+
+PACKAGE = Path(__file__).resolve().parents[2]
+BLOCK_TIMEOUT_S = 120.0
+NOTE_CHARS = 1000
+WARM_MS = 5.0
+SECOND_CLOCK_MS, CLOCKS_AGREE, CLOCK_TRIES = 20.0, 0.03, 3
+"""One run of replays by two clocks; starting it and noticing its end take tens of µs of these milliseconds."""
+CANDIDATE, INCUMBENT, EAGER = "candidate", "incumbent", "eager"
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where and how to time; `limits.run_s` bounds building one side. `replays`: plans of candidates, or None where
+    each is to be timed in its own process."""
+
+    cuda: CudaSettings
+    limits: LimitSettings
+    gpu_uuid: str
+    environment: Mapping[str, str]
+    scratch: Path
+    replays: Replays | None = None
+    required: bool = False
+    """judge.sandbox=required: a process of a candidate's must have every layer."""
+
+
+class SideLostError(Exception):
+    """A timed process failed; `who` is out of the comparison and `why` goes into the note."""
+
+    def __init__(self, who: str, why: str, *, refuted: bool = False) -> None:
+        super().__init__(f"{who}: {why}")
+        self.who, self.why, self.refuted = who, why, refuted
+
+
+class Replays(Protocol):
+    """Gives a candidate's plan in an executor, ready for the clock; Untraceable or NotReplayable when there is none."""
+
+    def timed(self, task: Task, source: str, *, cold: bool) -> contextlib.AbstractContextManager[TimedReplay]: ...
+
+
+Ask = Callable[[Json, float], Json]
+"""Sends one message to a timed process and waits so many seconds for the answer."""
+
+
+class Side:
+    """One timed form, `who`, behind `ask`. `replay`: its plan in an executor; None for a process with its own clock."""
+
+    def __init__(self, who: str, ask: Ask, kind: ScoreKind, replay: TimedReplay | None = None) -> None:
+        self.who, self._ask, self.kind, self.replay = who, ask, kind, replay
+
+    def __call__(self, milliseconds: float) -> Sequence[float]:
+        request = {"op": "time_block", "who": self.who, "ms": milliseconds}
+        times = answer(self._ask, self.who, request, BLOCK_TIMEOUT_S).get("times_us")
+        if not (isinstance(times, list) and times and all(_is_time(value) for value in times)):
+            raise SideLostError(self.who, f"expected positive times in µs, got {str(times)[:200]}")
+        return times
+
+
+def _is_time(value: Json) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def answer(ask: Ask, who: str, request: Json, timeout_s: float) -> Mapping[str, Json]:
+    """One command to a timed process; SideLostError when it fails."""
+    try:
+        given = ask(request, timeout_s)
+    except (WorkerError, ChildEnded, ChildTimeout, ExecutorFault) as error:
+        raise SideLostError(who, f"its timed process was lost: {error}") from error
+    if not isinstance(given, Mapping) or "error" in given:
+        raise SideLostError(who, _complaint(given))
+    return given
+
+
+def _complaint(given: Json) -> str:
+    error = given["error"] if isinstance(given, Mapping) else given
+    if isinstance(error, Mapping) and "type" in error and "message" in error:
+        return f"{error['type']}: {error['message']}"[:NOTE_CHARS]
+    return str(error)[:NOTE_CHARS]
+
+
+@dataclass(slots=True)
+class Reference:
+    """The baseline process of one task, kept while the engine works on it: compiling is paid once."""
+
+    key: tuple[str, Precision]
+    worker: Worker
+    sides: dict[str, Side]
+    settings: Mapping[str, str]
+    notes: list[str] = field(default_factory=list)
+    screened: dict[str, float] = field(default_factory=dict)
+    """µs of each side, timed alone once: which is the fastest."""
+
+    def paired(self) -> dict[str, Side]:
+        """Eager, which speed-ups are stated over, and the fastest."""
+        fastest = min(self.screened, key=lambda who: self.screened[who], default=None)
+        return {who: side for who, side in self.sides.items() if who in (EAGER, fastest)}
+
+
+def open_reference(bench: Bench, key: tuple[str, Precision], task: Task, sides: Sequence[str]) -> Reference:
+    """A new baseline process with `sides` built; what fails is noted as absent."""
+    folder = tempfile.mkdtemp(prefix="baseline-", dir=bench.scratch)
+    worker = _spawn(bench, "engine.judging.baseline", folder)
+    reference = Reference(key, worker, {}, {})
+    try:
+        request = open_request(task, None, key[1], folder, bench.cuda.flush_l2)
+        opened = answer(worker.ask, "reference", request, bench.limits.run_s)
+        reference.settings = {**opened["settings"], "input_sets": str(opened["sets"])}
+        for who in sides:
+            absent = answer(worker.ask, who, {"op": "build", "who": who}, bench.limits.run_s)["absent"]
+            if absent is None:
+                reference.sides[who] = Side(who, worker.ask, ScoreKind.MEASURED)
+            else:
+                reference.notes.append(f"{who} is absent: {absent}")
+    except SideLostError as lost:
+        reference.notes.append(f"{lost.who} is absent: {lost.why}")
+    return reference
+
+
+def open_request(task: Task, source: str | None, precision: Precision, folder: str, flush_l2: bool) -> Json:
+    """The first message to a process that times what it imports; `source` None: the reference itself."""
+    return {
+        "op": "open",
+        "task_source": task.source,
+        "source": source,
+        "precision": precision.value,
+        "seed": secrets.randbits(31),
+        "folder": folder,
+        "flush_l2": flush_l2,
+    }
+
+
+def _spawn(bench: Bench, module: str, folder: str) -> Worker:
+    """A Python process of its own group with nothing of ours in its environment but what it needs to compute."""
+    places = dict.fromkeys(("HOME", "TMPDIR"), folder)
+    # What torch.compile made for one task serves whoever times the task again.
+    caches = dict.fromkeys(("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"), str(bench.scratch / "baselines"))
+    extra = {**places, **caches, **bench.environment, "PYTHONPATH": str(PACKAGE), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-P", "-m", "engine.worker", module]
+    return Worker(command, environment=scrubbed_environment(extra), cwd=folder, log=str(Path(folder, "log.txt")))
+
+
+def check_outputs(side: Side) -> None:
+    """SideLostError where what the timed calls computed is wrong, which refutes it, or cannot be read."""
+    if side.replay is not None:
+        try:
+            side.replay.check()
+        except (Stop, ExecutorFault, NotReplayable) as error:
+            why = f"outputs of timed calls: {error}"
+            wrong = isinstance(error, Stop) and error.failure.status is Status.REJECTED
+            raise SideLostError(side.who, why, refuted=wrong) from error
+        except RuntimeError as error:
+            if not is_memory(error):
+                raise
+            why = f"no memory to compare outputs of timed calls: {str(error).splitlines()[0]}"
+            raise SideLostError(side.who, why) from error
+
+
+def second_clock(sides: Mapping[str, Side]) -> dict[str, str]:
+    """The candidate's events against its host's clock. SideLostError when they disagree in every try: then neither is
+    to be believed."""
+    replay = sides[CANDIDATE].replay if CANDIDATE in sides else None
+    if replay is None:
+        return {}
+    apart = math.inf
+    for _ in range(CLOCK_TRIES):
+        request = {"op": "wall_clock", "ms": SECOND_CLOCK_MS}
+        given = answer(replay.ask, CANDIDATE, request, BLOCK_TIMEOUT_S)
+        apart = min(apart, abs(given["wall_us"] / given["events_us"] - 1.0))
+        if apart <= CLOCKS_AGREE:
+            return {"wall_clock_apart": f"{apart:.2g}"}
+    text = f"its time by events and by the host's clock differ by {100 * apart:.3g} % in {CLOCK_TRIES} tries"
+    raise SideLostError(CANDIDATE, text)
+
+
+def warm_time(sides: Mapping[str, Side]) -> dict[str, str]:
+    """The candidate's time on one set again and again, where that fits into L2."""
+    replay = sides[CANDIDATE].replay if CANDIDATE in sides else None
+    if replay is None or not replay.cold_matters:
+        return {}
+    request = {"op": "time_block", "ms": WARM_MS, "cold": False}
+    times = answer(replay.ask, CANDIDATE, request, BLOCK_TIMEOUT_S)["times_us"]
+    return {"candidate_warm_us": f"{statistics.median(times):.4g}"}
