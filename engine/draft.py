@@ -34,6 +34,10 @@ class TaskState:
     baseline: Measurement | None = None
     best: Kernel | None = None
     previous: Kernel | None = None
+    bests: list[Kernel] = field(default_factory=list)
+    """Every kernel that was the best, in order."""
+    confirmed: bool | None = None
+    """Of the best at the end: True when it was judged again and held, None when that was not done or not decided."""
     history: list[Attempt] = field(default_factory=list)
     roles: dict[str, str] = field(default_factory=dict)
     """candidate_id -> role of the call that wrote it."""
@@ -284,6 +288,8 @@ class Drafter:
             sandbox=list(verdict.sandbox),
             seed=verdict.seed,
             wall_s=verdict.wall_s,
+            gpu_s=verdict.gpu_s,
+            stages=dict(verdict.stages),
         )
 
     def _violated(self, state: TaskState, plan: Plan, name: str, source: str, verdict: Verdict) -> str | None:
@@ -389,6 +395,8 @@ def note_measurement(paid: Paid, task_id: str, stage: str, name: str, measuremen
             lo_us=timing.lo_us,
             hi_us=timing.hi_us,
             n=timing.n,
+            floor_us=measurement.floor_us,
+            below_floor=measurement.below_floor and timing.who == "candidate",
         )
     for ratio in measurement.ratios:
         paid.journal.write(

@@ -37,6 +37,10 @@ class RunFolder:
         write_whole(path, source)
         return path
 
+    def remove_best(self, task_id: str) -> None:
+        """Take back a best kernel that turned out not to be one."""
+        (self.task(task_id) / "best.py").unlink(missing_ok=True)
+
     def write_exchange(self, slot: Slot, messages: tuple[Message, ...], reply: Reply | None) -> None:
         """Prompt and reply of one call as text: <stage>.<role>.<attempt>.<sample>.{prompt,reply}.md."""
         stem = f"{slot.stage}.{slot.role}.{slot.attempt}.{slot.sample}"

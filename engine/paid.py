@@ -1,4 +1,5 @@
-"""Every action that costs something, done at most once: model calls, verdicts, timings, promotions, profiles.
+"""Every action that costs something, done at most once: model calls, verdicts, timings, promotions, profiles,
+confirmations.
 
 Each goes through the memo under the hash of all that it depends on, and leaves its outcome in the journal.
 """
@@ -11,16 +12,29 @@ from dataclasses import replace
 from shutil import which
 from typing import TypeVar
 
+from engine.backends.floors import FLOOR_VERSION
 from engine.backends.seam import Backend
 from engine.canonical import Json, digest, digest_text, short
 from engine.codec import decode, encode
+from engine.confirmation import Confirmation
 from engine.errors import AwaitingReply, BudgetSpent, LlmError
 from engine.folder import RunFolder
 from engine.journal import Journal
+from engine.judging.sanitizer import find_sanitizer
 from engine.llm.caller import Caller
 from engine.llm.recordings import request_hash
 from engine.memo import Memo, Passing
-from engine.records import Judged, Measurement, MetricValue, Operator, Reason, Reply, Request, Status, Verdict
+from engine.records import (
+    Judged,
+    Measurement,
+    MetricValue,
+    Operator,
+    Reason,
+    Reply,
+    Request,
+    Status,
+    Verdict,
+)
 from engine.settings import Settings
 
 T = TypeVar("T")
@@ -119,12 +133,27 @@ class Paid:
         return reply
 
     def verdict(self, operator: Operator, source: str) -> Verdict:
+        inputs = {**self._subject(operator, source), **self._judging()}
+        return self._measured("verdict", inputs, Verdict, lambda: self.backend.judge(operator, source))
+
+    def _judging(self) -> dict[str, Json]:
         # What cannot change a verdict is kept out of its address: a sweep over promotion policy must not judge anew.
         judge = encode(replace(self.settings.judge, allow_unverified=True, sandbox="best_effort"))
+        del judge["confirm"]
         back_end = self.settings.backends[self.settings.backend]
         compiled = {"target": back_end.target, "compile": back_end.cpu is None or back_end.cpu.compile_kernels}
-        inputs = {**self._subject(operator, source), "judge": judge, **compiled}
-        return self._measured("verdict", inputs, Verdict, lambda: self.backend.judge(operator, source))
+        return {"judge": judge, **compiled}
+
+    def confirm(self, operator: Operator, winner: Judged) -> Confirmation:
+        """The last look at a kernel before it is reported. Its address holds what a verdict's does and
+        `judge.confirm`; where kernels are timed also the protocol, and whether there is a sanitizer."""
+        asked = self.settings.judge.confirm
+        inputs = {**self._subject(operator, winner.source), **self._judging(), "variants": asked.variants}
+        if self.settings.backends[self.settings.backend].cuda is not None:
+            tool = find_sanitizer() if asked.sanitizer == "auto" else None
+            confirmed = {"repeats": asked.repeats, "sanitizer": tool, "sanitizer_s": asked.sanitizer_s}
+            inputs = {**inputs, **confirmed, **self._protocol(operator)}
+        return self._measured("confirm", inputs, Confirmation, lambda: self.backend.confirm(operator, winner))
 
     def timing(self, operator: Operator, candidate: Judged | None) -> Measurement:
         """Times of a correct candidate beside the baselines; without one, the baselines and the floor."""
@@ -180,8 +209,14 @@ class Paid:
         return {
             "task": operator.task.task_hash,
             "source": None if source is None else digest_text(source),
-            "device": encode(self.backend.device),
+            "device": self._device(),
         }
+
+    def _device(self) -> Json:
+        # Ceilings move floors, never verdicts: `_protocol` has them.
+        device = encode(self.backend.device)
+        del device["ceilings"]
+        return device
 
     def _protocol(self, operator: Operator) -> dict[str, Json]:
         back_end = self.settings.backends[self.settings.backend]
@@ -189,6 +224,7 @@ class Paid:
             "facts": digest(encode(operator.facts)),
             "precision": (operator.task.contract.precision or self.settings.judge.precision).value,
             "protocol": encode(back_end.cuda) if back_end.cuda else encode(back_end.cpu),
+            "floor": [FLOOR_VERSION, self.backend.device.ceilings],
         }
 
 
@@ -203,4 +239,7 @@ def _passing(outcome: object) -> bool:
         return outcome.status is Status.UNDECIDED and outcome.reason is Reason.OUT_OF_MEMORY
     if isinstance(outcome, Measurement):
         return bool(outcome.note)
+    if isinstance(outcome, Confirmation):
+        untimed = [made for made in outcome.measurements if made.timing("candidate") is None and not made.refuted]
+        return bool(untimed) or _passing(outcome.verdict)
     return False

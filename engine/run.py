@@ -107,10 +107,13 @@ def _tasks(settings: Settings, results: Path) -> tuple[Task, ...]:
 
 def foresee(settings: Settings) -> tuple[Forecast, ...]:
     """What `execute` would do with these settings; spends nothing, but traces references that it does not know yet."""
+    return tuple(forecast(settings, operator) for operator in selected(settings))
+
+
+def selected(settings: Settings) -> tuple[Operator, ...]:
+    """The operators that these settings choose, with their facts; traces references that it does not know yet."""
     results = resolve(settings.paths.results)
-    tasks = _tasks(settings, results)
-    operators = _described(tasks, Memo(results / "steps", "forecast"), results / "scratch")
-    return tuple(forecast(settings, operator) for operator in operators)
+    return _described(_tasks(settings, results), Memo(results / "steps", "forecast"), results / "scratch")
 
 
 def _representatives(settings: Settings) -> tuple[str, ...]:
@@ -217,7 +220,6 @@ def _run_tasks(runner: TaskRunner, operators: tuple[Operator, ...], outcome: Out
             runner.paid.journal.write("waiting", task_id=state.task_id, where=waiting.where)
             outcome.waiting.append(state.task_id)
         except BudgetSpent as spent:
-            runner.end(state, "budget", str(spent))
             outcome.budget = str(spent)
         except (LlmRefused, MissingError):
             _keep(runner, state, "stopped: the run cannot go on")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,11 +11,11 @@ from engine.draft import Drafter, Plan, TaskState, note_measurement, note_rule
 from engine.errors import AwaitingReply
 from engine.folder import RunFolder
 from engine.kernel import Kernel, accepts_estimates, trace_metrics
-from engine.prompts import Attempt, MetricRow
+from engine.prompts import Attempt, MetricRow, metric_row
 from engine.records import MetricValue, Mode, ScoreKind, Timing
 from engine.rules import Evaluation, Value, apply
 from engine.settings import Rule, Stage
-from engine.vocabulary import OperandKind, operands
+from engine.vocabulary import OperandKind, operands, trusted
 
 CLEARLY_SLOWER = 1.25
 """A kernel this much slower in separate runs, intervals apart, is not worth a paired measurement with the best."""
@@ -146,45 +146,32 @@ class StageRunner:
     ) -> tuple[dict[str, Value | None], tuple[MetricRow, ...]]:
         """The parent's metrics for rules, and the same beside the best before it and the baseline for prompts."""
         values = self._values(state, name, parent, stage)
-        baseline = {v.metric: v for v in self._baseline_values(state, name, stage)}
-        before = (
-            {} if state.previous is None else {v.metric: v for v in self._values(state, name, state.previous, stage)}
-        )
+        baseline = _by_name(self._baseline_values(state, name, stage))
+        before = {} if state.previous is None else _by_name(self._values(state, name, state.previous, stage))
         metrics: dict[str, Value | None] = dict(trace_metrics(parent.verdict.trace, state.operator.facts))
         metrics |= {value.metric: value.value for value in values}
-        rows = []
-        for value in values:
-            declared = self.settings.metrics[value.metric]
-            rows.append(
-                MetricRow(
-                    name=value.metric,
-                    unit=declared.unit,
-                    meaning=declared.meaning,
-                    better=declared.better,
-                    parent=value.value,
-                    previous=before[value.metric].value if value.metric in before else None,
-                    baseline=baseline[value.metric].value if value.metric in baseline else None,
-                    source=value.source,
-                )
-            )
-        return metrics, tuple(rows)
+        declared = self.settings.metrics
+        rows = (metric_row(declared[v.metric], v, before.get(v.metric), baseline.get(v.metric)) for v in values)
+        return metrics, tuple(row for row in rows if row is not None)
 
     def _baseline_values(self, state: TaskState, name: str, stage: Stage) -> tuple[MetricValue, ...]:
         """One profile of the reference for all stages of the plan: it is asked once and shared."""
         wanted = sorted({metric for other in state.category.stages.values() for metric in other.metrics})
         values = self.paid.profile(state.operator, None, wanted)
-        self._note_metrics(state, name, None, [value for value in values if value.metric in stage.metrics])
-        return values
+        return self._trusted(state, name, None, stage, [value for value in values if value.metric in stage.metrics])
 
     def _values(self, state: TaskState, name: str, kernel: Kernel, stage: Stage) -> tuple[MetricValue, ...]:
         if not stage.metrics:
             return ()
         values = self.paid.profile(state.operator, kernel.judged, stage.metrics)
-        self._note_metrics(state, name, kernel.candidate_id, list(values))
-        return values
+        return self._trusted(state, name, kernel.candidate_id, stage, values)
 
-    def _note_metrics(self, state: TaskState, name: str, candidate: str | None, values: list[MetricValue]) -> None:
-        for value in values:
+    def _trusted(
+        self, state: TaskState, name: str, candidate: str | None, stage: Stage, values: Sequence[MetricValue]
+    ) -> tuple[MetricValue, ...]:
+        """The values as this stage may use them; journalled as found, with the reason where one is not used."""
+        usable = tuple(trusted(value, stage.min_confidence) for value in values)
+        for value, used in zip(values, usable, strict=True):
             self.paid.journal.write(
                 "metric",
                 task_id=state.task_id,
@@ -195,8 +182,10 @@ class StageRunner:
                 unit=value.unit,
                 source=value.source,
                 confidence=value.confidence,
-                note=value.note,
+                note=used.note,
+                contradiction=value.contradiction,
             )
+        return usable
 
     def _propose(
         self, state: TaskState, name: str, stage: Stage, rows: tuple[MetricRow, ...], *, audit: bool
@@ -267,6 +256,7 @@ class StageRunner:
         if promoted:
             state.gain *= ratio or 1.0
             state.previous, state.best = incumbent, kernel
+            state.bests.append(kernel)
             self.folder.write_best(state.task_id, kernel.source)
         return promoted
 
@@ -342,6 +332,10 @@ class StageRunner:
             failures=failures,
             candidates=candidates,
         )
+
+
+def _by_name(values: Sequence[MetricValue]) -> dict[str, MetricValue]:
+    return {value.metric: value for value in values}
 
 
 def _gain(state: TaskState) -> float | None:

@@ -1,11 +1,13 @@
-"""One task: baselines, seeds, the stages of its plan, and the best kernel kept whatever happens later."""
+"""One task: baselines, seeds, the stages of its plan, and the best kernel, confirmed, kept whatever happens later."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from engine.codec import encode
+from engine.confirm import confirm_best
 from engine.draft import SEED, Plan, TaskState
+from engine.errors import BudgetSpent
 from engine.records import Operator
 from engine.stage import StageRunner
 
@@ -40,7 +42,23 @@ class TaskRunner:
         return TaskState(operator, name, self.settings.categories[name])
 
     def run(self, state: TaskState) -> None:
-        """Everything up to the end of the plan; raises what the caller must record (waiting, budget, our errors)."""
+        """Everything up to the end of the plan and of the task; raises what the caller must record (waiting, our
+        errors), and BudgetSpent after the task's end."""
+        try:
+            outcome, why = self._plan(state)
+        except BudgetSpent as spent:
+            self._finish(state, "budget", str(spent))
+            raise
+        self._finish(state, outcome, why)
+
+    def _finish(self, state: TaskState, outcome: str, why: str) -> None:
+        state.confirmed = confirm_best(state, self.paid, self.stages.folder)
+        if state.confirmed is False:
+            outcome, why = "unsolved", f"{why}; every kernel was refused when it was judged again"
+        self.end(state, outcome, why)
+
+    def _plan(self, state: TaskState) -> tuple[str, str]:
+        """How the plan ended, and why."""
         state.baseline = self.paid.timing(state.operator, None)
         for timing in state.baseline.timings:
             self.paid.journal.write(
@@ -58,14 +76,12 @@ class TaskRunner:
             )
         self._seeds(state)
         if state.best is None:
-            self.end(state, "unsolved", "no seed was correct within its repairs")
-            return
+            return "unsolved", "no seed was correct within its repairs"
         for name, stage in state.category.stages.items():
             end = self.stages.run(state, name, stage)
             if end.exit:
-                self.end(state, "exited", f"{name}: {end.why}")
-                return
-        self.end(state, "done", "all stages ended")
+                return "exited", f"{name}: {end.why}"
+        return "done", "all stages ended"
 
     def _seeds(self, state: TaskState) -> None:
         search = self.settings.search
@@ -93,4 +109,5 @@ class TaskRunner:
             fastest=view.fastest,
             headroom=view.headroom,
             score_kind=view.score_kind.value if view.score_kind else None,
+            confirmed=state.confirmed,
         )

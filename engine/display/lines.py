@@ -114,6 +114,13 @@ def _promotion(event: Json) -> str:
     return f"{INDENT * 2}{event['candidate_id'][:8]} {said}: {event['why']}"
 
 
+def _confirmation(event: Json) -> str:
+    words = event["outcome"] if event["reason"] is None else f"{event['outcome']}, {event['reason']}"
+    if event["outcome"] == "confirmed":
+        return f"{INDENT}{event['candidate_id'][:8]} {words} at {count(len(event['variants']))} new shapes"
+    return f"{INDENT}{event['candidate_id'][:8]} {words}: {_first_line(event['message'])}"
+
+
 def _stage_ended(event: Json) -> str:
     why = f": {event['why']}" if event["why"] else ""
     return f"{INDENT}stage {event['stage']} {event['outcome']}{why}"
@@ -151,6 +158,7 @@ _LINES: Mapping[str, Callable[[Json], str | None]] = {
     "reply_unusable": _reply_unusable,
     "verdict": _verdict,
     "promotion": _promotion,
+    "confirmation": _confirmation,
     "stage_ended": _stage_ended,
     "task_ended": _task_ended,
     "task_failed": _task_failed,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from engine.backends.floors import BELOW
 from engine.display.lines import count, money, times
+from engine.records import ScoreKind
 from engine.report import OperatorRow, Score, StageRow
 
 HEADER = ("operator", "category", "vs eager", "vs fastest", "score", "headroom", "tokens", "cost", "best kernel")
@@ -40,17 +42,25 @@ def _cells(row: OperatorRow) -> tuple[str, ...]:
         _score(row.vs_eager),
         fastest,
         row.score_kind or "-",
-        times(row.headroom),
+        _headroom(row),
         count(row.tokens),
         money(row.cost_usd),
         _best(row),
     )
 
 
+def _headroom(row: OperatorRow) -> str:
+    """A measured time that far under the floor is marked: one of the two is wrong, or there is something to learn."""
+    flagged = row.headroom is not None and row.headroom < BELOW and row.score_kind != ScoreKind.ESTIMATED
+    return f"{times(row.headroom)} below floor" if flagged else times(row.headroom)
+
+
 def _best(row: OperatorRow) -> str:
     if row.best_path is None:
         return "none correct" if row.ended else "none yet"
-    return row.best_path if row.ended else f"{row.best_path} (best so far)"
+    if not row.ended:
+        return f"{row.best_path} (best so far)"
+    return f"{row.best_path} (confirmed)" if row.confirmed else row.best_path
 
 
 def _score(score: Score | None) -> str:

@@ -27,6 +27,7 @@ def judge(
     variants: int | None = None,
     seed: int | None = None,
     timing: bool = True,
+    confirm: bool = False,
 ) -> Judgement:
     """The judgement on one candidate file; arguments and errors as of `judge_many`, which starts its processes once for
     all its candidates."""
@@ -43,6 +44,7 @@ def judge(
         variants=variants,
         seed=seed,
         timing=timing,
+        confirm=confirm,
     )
     return made
 
@@ -58,12 +60,15 @@ def judge_many(
     variants: int | None = None,
     seed: int | None = None,
     timing: bool = True,
+    confirm: bool = False,
 ) -> Iterator[Judgement]:
     """Judgements on candidate files, and on all .py files below candidate folders, in order, each when it is made.
 
     `reference`: a file in KernelBench form or a bundled task's name. `host_ops` (none, library, any), `precision`
     (ieee, tf32, reduced) and `seed` replace what the contract, else conf/judge, says; `contract` replaces the .yaml
     beside the reference; `variants` keeps only the first so many shape variants; without `timing` nothing is timed.
+    `confirm`: a correct candidate is judged again as the best kernel of a run is, on other seeds at shapes drawn for
+    it, and on a GPU timed in fresh processes.
 
     What is wrong with a candidate is in its judgement. Before the first one: ConfigError (unreadable files, a reference
     that is none, unknown values) and MissingError (no such reference, no such device).
@@ -73,4 +78,4 @@ def judge_many(
     paths = [candidates] if isinstance(candidates, str | Path) else candidates
     found = read_candidates(paths, reference)
     subject = load_subject(reference, contract, asked, resolve(settings.paths.tasks))
-    return judgements(settings, subject, found, timing=timing)
+    return judgements(settings, subject, found, timing=timing, confirm=confirm)

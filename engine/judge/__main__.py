@@ -77,6 +77,8 @@ def options_parser() -> argparse.ArgumentParser:
     timed = "time correct candidates; default: --time"
     parser.add_argument("--time", action=argparse.BooleanOptionalAction, default=True, help=timed)
     repeats = "draw inputs from this seed; default: one drawn anew for each verdict"
+    again = "judge a correct candidate again, on other seeds at new shapes, as a run does with its best kernel"
+    parser.add_argument("--confirm", action="store_true", help=again)
     parser.add_argument("--seed", type=_whole(0), metavar="N", help=repeats)
     parser.add_argument("--json", action="store_true", help="one JSON object a candidate and line, and nothing else")
     return parser
@@ -102,6 +104,7 @@ def _judge(options: argparse.Namespace) -> Iterator[Judgement]:
         variants=options.variants,
         seed=options.seed,
         timing=options.time,
+        confirm=options.confirm,
     )
 
 

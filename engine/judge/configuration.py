@@ -16,11 +16,12 @@ from engine.decode import located
 from engine.errors import ConfigError, Fault
 from engine.project import conf_dir
 from engine.settings import Settings
+from engine.vocabulary import with_raw
 
-GROUPS = {"judge": "judge", "metric": "metrics", "llm": "llm", "task": "task", "search": "search"}
+GROUPS = {"judge": "judge", "metric": "metrics", "raw": "raw", "llm": "llm", "task": "task", "search": "search"}
 """Group of conf/ -> key of its values. Nothing of the last three is read here, but a back-end takes whole settings."""
 
-READ_HERE = ("backend", "backends", "judge", "metrics")
+READ_HERE = ("backend", "backends", "judge", "metrics", "raw")
 
 
 def backend_names() -> tuple[str, ...]:
@@ -43,6 +44,7 @@ def load_settings(backend: str, seed: int | None) -> Settings:
     faults += [fault for fault in crossref.check(tree).faults if fault.path.split(".")[0] in READ_HERE]
     if faults:
         raise ConfigError(located(faults, files))
+    settings = dataclasses.replace(settings, metrics=with_raw(settings.metrics, settings.raw))
     return (
         settings
         if seed is None

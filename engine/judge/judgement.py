@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from engine import __version__
 from engine.backends.estimate import PRODUCTS
+from engine.confirmation import Confirmation
 from engine.records import (
     CheckResult,
     Device,
@@ -25,6 +26,8 @@ from engine.records import (
 )
 
 CANDIDATE = "candidate"
+FLOOR = "floor"
+"""Key of a measurement's settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,12 @@ class Judgement:
     speedups: tuple[Ratio, ...]
     """Each baseline's time over the candidate's."""
     floor_us: float | None
+    floor_source: str
+    """What the floor is made of, at which rate, and where that comes from."""
+    headroom: float | None
+    """The candidate's time over the floor; of an estimate it says little (ADR 0007)."""
+    below_floor: bool
+    """The time is under nine tenths of the floor: a flag to look at, never a refusal."""
     timing_note: str
     launches: int | None
     """Kernel launches of one forward() at full size; None without a launch record."""
@@ -104,6 +113,8 @@ class Judgement:
     kernel_share: KernelShare | None
     remarks: tuple[str, ...]
     sandbox: tuple[str, ...]
+    confirmation: Confirmation | None
+    """What the last look at a correct candidate found, where it was asked for; status and reason are its own then."""
     policy: Policy
     backend: str
     device: str
@@ -150,6 +161,9 @@ def judgement(setting: Setting, candidate: str, verdict: Verdict, measured: Meas
         baselines=tuple(timing for timing in timings if timing.who != CANDIDATE),
         speedups=measured.ratios if measured else (),
         floor_us=measured.floor_us if measured else None,
+        floor_source=measured.settings[FLOOR] if measured and FLOOR in measured.settings else "",
+        headroom=_headroom(measured),
+        below_floor=measured.below_floor if measured else False,
         timing_note=measured.note if measured else note,
         launches=trace.launch_count if trace else None,
         launched_bytes=sum(launch.bytes * launch.count for launch in trace.launches) if trace else None,
@@ -159,6 +173,21 @@ def judgement(setting: Setting, candidate: str, verdict: Verdict, measured: Meas
         sandbox=verdict.sandbox,
         seed=verdict.seed,
         wall_s=verdict.wall_s,
+    )
+
+
+def confirmed(made: Judgement, confirmation: Confirmation) -> Judgement:
+    """The judgement after a last look, which decides."""
+    verdict = confirmation.verdict
+    return dataclasses.replace(
+        made,
+        status=verdict.status,
+        reason=verdict.reason,
+        message=verdict.message,
+        variant=verdict.variant,
+        suite=verdict.suite,
+        confirmation=dataclasses.replace(confirmation, verdict=_printable_verdict(verdict)),
+        remarks=tuple(dict.fromkeys((*made.remarks, *verdict.remarks))),
     )
 
 
@@ -202,6 +231,9 @@ def _unknown(setting: Setting, candidate: str) -> Judgement:
         baselines=(),
         speedups=(),
         floor_us=None,
+        floor_source="",
+        headroom=None,
+        below_floor=False,
         timing_note="",
         launches=None,
         launched_bytes=None,
@@ -209,6 +241,7 @@ def _unknown(setting: Setting, candidate: str) -> Judgement:
         kernel_share=None,
         remarks=setting.remarks,
         sandbox=(),
+        confirmation=None,
         policy=setting.policy,
         backend=setting.device.backend,
         device=setting.device.name,
@@ -217,6 +250,11 @@ def _unknown(setting: Setting, candidate: str) -> Judgement:
         wall_s=0.0,
         error=None,
     )
+
+
+def _headroom(measured: Measurement | None) -> float | None:
+    mine = measured.timing(CANDIDATE) if measured else None
+    return mine.median_us / measured.floor_us if mine and measured and measured.floor_us else None
 
 
 def _left(done: float, whole: float) -> float | None:
@@ -236,6 +274,11 @@ def _remarks(setting: Setting, verdict: Verdict) -> tuple[str, ...]:
     of_trace = verdict.trace.remarks if verdict.trace else ()
     untraced = (f"no launch record: {verdict.trace_error}",) if verdict.trace_error else ()
     return tuple(dict.fromkeys((*setting.remarks, *verdict.remarks, *of_trace, *untraced)))
+
+
+def _printable_verdict(verdict: Verdict) -> Verdict:
+    checks = tuple(map(_printable, verdict.checks))
+    return dataclasses.replace(verdict, error_ratio=_finite(verdict.error_ratio), checks=checks)
 
 
 def _printable(check: CheckResult) -> CheckResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -12,14 +13,14 @@ from engine.backends.seam import Backend
 from engine.codec import DecodeError
 from engine.errors import EngineError, WorkerError
 from engine.judge.inputs import Candidate, Subject
-from engine.judge.judgement import Judgement, Policy, Setting, broken, judgement
+from engine.judge.judgement import Judgement, Policy, Setting, broken, confirmed, judgement
 from engine.project import project_root
 from engine.records import Judged, Measurement, Operator, Status, Task
 from engine.settings import Settings
 
 
 def judgements(
-    settings: Settings, subject: Subject, candidates: Sequence[Candidate], *, timing: bool
+    settings: Settings, subject: Subject, candidates: Sequence[Candidate], *, timing: bool, confirm: bool
 ) -> Iterator[Judgement]:
     """One judgement a candidate, in order, from a back-end that is opened at the first and closed after the last.
 
@@ -34,7 +35,7 @@ def judgements(
             policy = _policy(settings, operator.task)
             setting = Setting(operator.task.task_id, operator.facts, policy, backend.device, subject.remarks)
             for candidate in candidates:
-                made = _judged(backend, setting, operator, candidate, timing=timing)
+                made = _judged(backend, setting, operator, candidate, timing=timing, confirm=confirm)
                 kept = kept or made.error is not None
                 yield made
     finally:
@@ -43,20 +44,32 @@ def judgements(
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _judged(backend: Backend, setting: Setting, operator: Operator, candidate: Candidate, *, timing: bool) -> Judgement:
+def _judged(
+    backend: Backend, setting: Setting, operator: Operator, candidate: Candidate, *, timing: bool, confirm: bool
+) -> Judgement:
     try:
         verdict = backend.judge(operator, candidate.source)
     except (WorkerError, DecodeError) as error:
         return broken(setting, candidate.path, _told(error))
-    if verdict.status is not Status.CORRECT or not timing:
+    if verdict.status is not Status.CORRECT:
         return judgement(setting, candidate.path, verdict, None, "")
+    mine = Judged(candidate.source, verdict.trace)
     measured: Measurement | None = None
     note = ""
     try:
-        measured = backend.measure(operator, Judged(candidate.source, verdict.trace), None)
+        measured = backend.measure(operator, mine, None) if timing else None
     except (WorkerError, DecodeError) as error:
         note = _told(error)
-    return judgement(setting, candidate.path, verdict, measured, note)
+    made = judgement(setting, candidate.path, verdict, measured, note)
+    return _confirmed(backend, made, operator, mine) if confirm else made
+
+
+def _confirmed(backend: Backend, made: Judgement, operator: Operator, winner: Judged) -> Judgement:
+    try:
+        return confirmed(made, backend.confirm(operator, winner))
+    except (WorkerError, DecodeError) as error:
+        note = "judged correct, and the judge itself failed when it was to confirm that"
+        return dataclasses.replace(made, status=Status.UNDECIDED, message=note, error=_told(error))
 
 
 def _told(error: EngineError) -> str:

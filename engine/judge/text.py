@@ -17,7 +17,7 @@ EAGER = "eager"
 
 def lines(made: Judgement) -> str:
     """What happened, why, how exact, how fast and with what work; only lines that have something to say."""
-    told = [_head(made), *_numbers(made), *_times(made), *_work(made)]
+    told = [_head(made), *_numbers(made), *_times(made), *_work(made), *_confirmation(made)]
     told += [f"  remark    {remark}" for remark in made.remarks]
     if made.seed is not None:
         layers = ", ".join(made.sandbox) or "none: no process of the candidate was started"
@@ -74,6 +74,10 @@ def _times(made: Judgement) -> list[str]:
         spread = "" if mine.lo_us == mine.hi_us else f" [{microseconds(mine.lo_us)}, {microseconds(mine.hi_us)}]"
         ratios = "".join(f"; {_ratio(ratio)} over {ratio.over}" for ratio in made.speedups)
         told.append(f"  time      {microseconds(mine.median_us)}{spread} {mine.score_kind.value}{ratios}")
+    if made.below_floor and made.headroom is not None:
+        told.append(
+            f"  flag      {made.headroom:.2f} x the floor of {microseconds(made.floor_us)}: {made.floor_source}"
+        )
     if made.timing_note:
         told.append(
             f"  not timed {_line(made.timing_note)}" if made.timing is None else f"  note      {made.timing_note}"
@@ -98,6 +102,19 @@ def _work(made: Judgement) -> list[str]:
         shares = [f"{100 * share:.0f} % of the {what}" for what, share in known if share is not None]
         parts += [f"kernels keep {' and '.join(shares)}"] if shares else []
     return [f"  work      {'; '.join(parts)}"]
+
+
+def _confirmation(made: Judgement) -> list[str]:
+    """Shapes drawn, speed-ups over eager in fresh processes, tools that ran, kernels without effect."""
+    found = made.confirmation
+    if found is None:
+        return []
+    shapes = [" ".join(f"{name}={size}" for name, size in sizes.items()) for sizes in found.variants.values()]
+    parts = [f"{found.verdict.status.value} at {'; '.join(shapes) or 'its own shapes'}"]
+    again = [_ratio(one) for measured in found.measurements if (one := measured.ratio(EAGER)) is not None]
+    parts += [f"{', '.join(again)} over eager in fresh processes"] if again else []
+    parts += [f"{one.tool} {'-' if one.errors is None else one.errors}" for one in found.sanitizers]
+    return [f"  confirm   {'; '.join(parts)}"]
 
 
 def _count(number: int, what: str, ending: str = "s") -> str:

@@ -35,6 +35,7 @@ OPERATOR_COLUMNS = (
     "input_tokens",
     "output_tokens",
     "cost_usd",
+    "confirmed",
     "best_id",
     "best",
 )
@@ -132,6 +133,7 @@ def _operator(row: OperatorRow) -> Json:
         "input_tokens": row.input_tokens,
         "output_tokens": row.output_tokens,
         "cost_usd": row.cost_usd,
+        "confirmed": row.confirmed,
         "best_id": row.best_id,
         "best": row.best_path,
         "stages": [

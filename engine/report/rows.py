@@ -76,6 +76,8 @@ class OperatorRow:
     calls: int
     cost_usd: float | None
     """None where at least one call had no known price."""
+    confirmed: bool | None
+    """Whether the best kernel held when it was judged again at the end; None: that was not done, or not decided."""
     best_path: str | None
     """Relative to the run's folder."""
     stages: tuple[StageRow, ...]
@@ -131,6 +133,7 @@ class _Task:
     fastest: str | None = None
     score_kind: str | None = None
     headroom: float | None = None
+    confirmed: bool | None = None
     input_tokens: int = 0
     output_tokens: int = 0
     calls: int = 0
@@ -139,6 +142,7 @@ class _Task:
     stages: dict[str, _Stage] = field(default_factory=dict)
     points: dict[str, _Point] = field(default_factory=dict)
     ratios: dict[tuple[str, str], Score] = field(default_factory=dict)
+    confirmed_ratios: dict[tuple[str, str], Score] = field(default_factory=dict)
 
 
 def rows(events: Iterable[Json]) -> tuple[OperatorRow, ...]:
@@ -198,6 +202,14 @@ def _promotion(task: _Task, event: Json) -> None:
         task.best_id, task.speedup, task.score_kind = point.candidate_id, own.value if own else None, point.kind
 
 
+def _confirmation(task: _Task, event: Json) -> None:
+    """The kernel's times in fresh processes take the place of its first ones."""
+    if event["chosen"] is not None:
+        for ratio in event["ratios"][event["chosen"]]:
+            score = Score(ratio["over"], ratio["value"], ratio["lo"], ratio["hi"])
+            task.confirmed_ratios[event["candidate_id"], ratio["over"]] = score
+
+
 def _stage_ended(task: _Task, event: Json) -> None:
     stage = task.stages.setdefault(event["stage"], _Stage(event["stage"], announced=True))
     stage.outcome, stage.why, stage.rule = event["outcome"], event["why"] or "", event["rule"]
@@ -208,6 +220,7 @@ def _task_ended(task: _Task, event: Json) -> None:
     task.outcome, task.why, task.best_id = event["outcome"], event["why"] or "", event["best_id"]
     task.speedup, task.speedup_fastest = event["speedup"], event["speedup_fastest"]
     task.fastest, task.headroom, task.score_kind = event["fastest"], event["headroom"], event["score_kind"]
+    task.confirmed = event["confirmed"]
 
 
 def _task_failed(task: _Task, event: Json) -> None:
@@ -227,6 +240,7 @@ _FOLDS: Mapping[str, Callable[[_Task, Json], None]] = {
     "timing": _timing,
     "ratio": _ratio,
     "promotion": _promotion,
+    "confirmation": _confirmation,
     "stage_ended": _stage_ended,
     "task_ended": _task_ended,
     "task_failed": _task_failed,
@@ -248,6 +262,7 @@ def _row(task: _Task) -> OperatorRow:
         vs_fastest=_score(task, task.fastest, task.speedup_fastest),
         score_kind=task.score_kind,
         headroom=task.headroom,
+        confirmed=task.confirmed,
         input_tokens=task.input_tokens,
         output_tokens=task.output_tokens,
         calls=task.calls,
@@ -259,11 +274,11 @@ def _row(task: _Task) -> OperatorRow:
 
 
 def _score(task: _Task, over: str | None, value: float | None) -> Score | None:
-    """The value of the task's end, with the interval of the ratio that it was taken from. A candidate has several
-    ratios over one baseline once it was paired with an incumbent; the first one is its own measurement."""
+    """The value of the task's end, with the interval of the ratio that it was taken from: the one of its confirmation,
+    else, of the several that it has once it was paired with an incumbent, the first, which is its own measurement."""
     if task.best_id is None or over is None or value is None:
         return None
-    ratio = task.ratios.get((task.best_id, over))
+    ratio = (task.ratios | task.confirmed_ratios).get((task.best_id, over))
     return ratio if ratio is not None and ratio.value == value else Score(over, value)
 
 

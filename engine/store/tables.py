@@ -84,11 +84,15 @@ TABLES = (
         "verdicts",
         "verdict",
         "candidate_id:t status:t reason:t mode:t precision_class:t error_ratio:f variant:t suite:t launches:i "
-        "host_ops:j message:t seed:i wall_s:f",
+        "host_ops:j message:t seed:i wall_s:f gpu_s:f stages:j",
     ),
-    _table("timings", "timing", "candidate_id:t who:t score_kind:t median_us:f lo_us:f hi_us:f n:i"),
+    _table(
+        "timings",
+        "timing",
+        "candidate_id:t who:t score_kind:t median_us:f lo_us:f hi_us:f n:i floor_us:f below_floor:b",
+    ),
     _table("ratios", "ratio", "candidate_id:t over:t value:f lo:f hi:f n:i"),
-    _table("metrics", "metric", "candidate_id:t metric:t value:f unit:t source:t confidence:f note:t"),
+    _table("metrics", "metric", "candidate_id:t metric:t value:f unit:t source:t confidence:f note:t contradiction:t"),
     _table("promotions", "promotion", "candidate_id:t incumbent_id:t promoted:b why:t ratio:f"),
     _table(
         "stages",
@@ -96,10 +100,16 @@ TABLES = (
         "category:t outcome:t why:t rule:t best_id:t speedup:f score_kind:t stage_gain:f failures:i candidates:i",
     ),
     _table(
+        "confirmations",
+        "confirmation",
+        "candidate_id:t outcome:t status:t reason:t mode:t message:t error_ratio:f variant:t suite:t variants:j "
+        "drops:j sanitizers:j ratios:j chosen:i remarks:j seed:i wall_s:f gpu_s:f",
+    ),
+    _table(
         "task_ends",
         "task_ended",
         "category:t outcome:t why:t best_id:t speedup:f speedup_lo:f speedup_hi:f speedup_fastest:f fastest:t "
-        "headroom:f score_kind:t",
+        "headroom:f score_kind:t confirmed:b",
     ),
     _table("interruptions", "task_failed waiting", "kind:t error:t message:t where:t"),
 )

@@ -17,7 +17,7 @@ LEFT JOIN (SELECT run_id, arg_max(device, seq) AS device FROM environment GROUP 
 TASKS = """
 SELECT s.run_id, s.seq, s.task_id, s.name, s.category, s.named, s.classified, s.task_hash, s.contract_origin, s.facts,
        s.contract, coalesce(e.outcome, 'unfinished') AS outcome, e.why, e.best_id, e.speedup, e.speedup_lo,
-       e.speedup_hi, e.speedup_fastest, e.fastest, e.headroom, e.score_kind
+       e.speedup_hi, e.speedup_fastest, e.fastest, e.headroom, e.score_kind, e.confirmed
 FROM (SELECT * FROM task_starts QUALIFY row_number() OVER (PARTITION BY run_id, task_id ORDER BY seq DESC) = 1) s
 LEFT JOIN (SELECT * FROM task_ends QUALIFY row_number() OVER (PARTITION BY run_id, task_id ORDER BY seq DESC) = 1) e
        USING (run_id, task_id)
@@ -26,7 +26,7 @@ LEFT JOIN (SELECT * FROM task_ends QUALIFY row_number() OVER (PARTITION BY run_i
 LEADERBOARD = """
 SELECT rank() OVER (PARTITION BY t.task_id, t.task_hash, r.device, t.score_kind ORDER BY t.speedup DESC) AS rank,
        t.task_id, t.score_kind, r.device, t.speedup, t.speedup_lo, t.speedup_hi, t.speedup_fastest, t.fastest,
-       t.headroom, v.precision_class, t.category, r.model, t.best_id, t.run_id, t.task_hash
+       t.headroom, t.confirmed, v.precision_class, t.category, r.model, t.best_id, t.run_id, t.task_hash
 FROM tasks t JOIN runs r USING (run_id)
 LEFT JOIN (SELECT run_id, task_id, candidate_id, arg_max(precision_class, seq) AS precision_class
            FROM verdicts GROUP BY ALL) v
@@ -107,6 +107,14 @@ LEFT JOIN audited a ON a.category = t.category AND a.stage = r.stage AND a.rule 
 GROUP BY t.category, r.stage, r.kind, r.rule ORDER BY t.category, r.stage, r.kind, r.rule
 """
 
+HEADROOM = """
+SELECT run_id, task_id, stage, candidate_id, score_kind, median_us, floor_us, median_us / floor_us AS headroom,
+       below_floor
+FROM timings WHERE who = 'candidate' AND floor_us > 0
+QUALIFY row_number() OVER (PARTITION BY run_id, task_id, stage, candidate_id, score_kind ORDER BY seq DESC) = 1
+ORDER BY run_id, task_id, headroom
+"""
+
 STATIC = {
     "runs": RUNS,
     "tasks": TASKS,
@@ -115,6 +123,7 @@ STATIC = {
     "cost": COST,
     "stage_yield": STAGE_YIELD,
     "rule_audit": RULE_AUDIT,
+    "headroom": HEADROOM,
 }
 """In an order in which each finds the ones it reads."""
 

@@ -1,7 +1,9 @@
 """A back-end without a device: candidates say in comments what the judge will find.
 
 `# fake: us=50 launches=3 dram_pct=80` sets the time, the launch count and metric values; `# fake: reason=wrong_result`
-makes the verdict a rejection. Every call is appended to `log` when given, so that tests can count what was paid.
+makes the verdict a rejection, `confirm=crash` the confirmation one, `confirm=unsupported` leaves it open, and
+`again=60,55,70` are the times of the confirmation. Every call is appended to `log` when given, so that tests can count
+what was paid.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from engine.confirmation import Confirmation
 from engine.records import (
     Device,
     Judged,
@@ -83,6 +86,28 @@ class FakeBackend:
                 timings.append(_timing("incumbent", best))
                 ratios.append(_ratio("incumbent", best / mine))
         return Measurement(tuple(timings), tuple(ratios), FLOOR_US, {"protocol": "fake"})
+
+    def confirm(self, operator: Operator, winner: Judged) -> Confirmation:
+        self._count("confirm", operator, winner.source)
+        found = marks(winner.source)
+        status, reason = Status.CORRECT, None
+        if "confirm" in found:
+            undecided = found["confirm"] == Reason.UNSUPPORTED
+            status = Status.UNDECIDED if undecided else Status.REJECTED
+            reason = Reason(found["confirm"])
+        message = "" if reason is None else f"confirmation: {reason}"
+        verdict = Verdict(status, reason, Mode.PLAN, message, seed=5)
+        times = found["again"].split(",") if "again" in found and reason is None else []
+        measured = [
+            Measurement(
+                (_timing("eager", EAGER_US), _timing("candidate", float(us))),
+                (_ratio("eager", EAGER_US / float(us)),),
+                FLOOR_US,
+                {"protocol": "fake"},
+            )
+            for us in times
+        ]
+        return Confirmation(verdict, {"unseen1": {"N": 7}}, measurements=tuple(measured))
 
     def profile(self, operator: Operator, candidate: Judged | None, metrics: Sequence[str]) -> tuple[MetricValue, ...]:
         source = candidate.source if candidate else None

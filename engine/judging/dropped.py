@@ -1,0 +1,119 @@
+"""Whether a candidate's kernels matter: its plan is replayed without the launches of one of them at a time, on poisoned
+memory. A result that stays the same to the last bit shows that nothing of that kernel's work is in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+
+from engine.confirmation import DropResult
+from engine.judging.executors import Executor
+from engine.judging.judge import Findings, Judge, Stop
+from engine.judging.messages import Failure
+from engine.judging.plan import Plan, Step
+from engine.judging.replayed import Compiled, NotReplayable, ReplayedVariant
+from engine.judging.runs import Call
+from engine.records import Reason, Status, Task
+
+MOST_KERNELS = 16
+CALL_S = 20.0
+"""For one replay without a kernel: another may wait for what it does."""
+DRAW = 4 << 20
+
+
+class DroppedVariant(ReplayedVariant):
+    """A plan, perhaps without some launches. Nothing is compared with the reference."""
+
+    def outputs(self) -> list[torch.Tensor]:
+        """The bytes of the results of one call. Raises Stop or NotReplayable."""
+        self._load("")
+        call = self._call("nominal", DRAW, "nan")
+        self._forward_part(call, "steady")
+        return [self._raw(row) for row in self._collect([call.name], call.suite)[call.name]["tensors"]]
+
+    def _tune(self) -> None:
+        """The default choices will do."""
+
+    def _first(self) -> None:
+        self._forward_part(self._call("nominal", 1 << 20, "garbage"), "first")
+
+    def _intact(self, number: int, byte: int, inputs: Sequence[torch.Tensor], call: Call) -> None:
+        """What a kernel does on poison in place of another's results is nobody's fault."""
+
+    def _sets(self) -> int:
+        return 1
+
+
+def launched(plan: Plan) -> tuple[str, ...]:
+    """Names of the kernels that any part of a plan launches, in order."""
+    steps = [*plan.prelude, *(step for call in plan.calls for step in call.steps)]
+    return tuple(dict.fromkeys(name for step in steps if (name := _kernel_of(plan, step)) is not None))
+
+
+def without(plan: Plan, names: Collection[str]) -> Plan:
+    """The plan without the launches of these kernels."""
+
+    def left(steps: Sequence[Step]) -> tuple[Step, ...]:
+        return tuple(step for step in steps if _kernel_of(plan, step) not in names)
+
+    steady = dataclasses.replace(plan.steady, steps=left(plan.steady.steps))
+    first = None if plan.first is None else dataclasses.replace(plan.first, steps=left(plan.first.steps))
+    return dataclasses.replace(plan, prelude=left(plan.prelude), first=first, steady=steady)
+
+
+def _kernel_of(plan: Plan, step: Step) -> str | None:
+    return plan.kernels[step.launch[0].kernel].name if step.launch else None
+
+
+class DropTest:
+    """The test of one variant of one candidate. `executor`: a fresh one for each replay."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        executor: Callable[[], AbstractContextManager[Executor]],
+        compiled: Compiled,
+        task: Task,
+        variant: str,
+        found: Findings,
+    ) -> None:
+        self._judge, self._executor, self._compiled = judge, executor, compiled
+        self._task, self._variant, self._found = task, variant, found
+
+    def run(self) -> tuple[DropResult, ...]:
+        """One result a kernel, with a remark for each that has no effect; Stop where not even all together have one."""
+        names = launched(self._compiled.plan)
+        whole = self._outputs(())
+        if not names or whole is None or not any(tensor.numel() for tensor in whole):
+            return ()
+        if len(names) > MOST_KERNELS:
+            self._found.remark(f"{len(names)} kernels, the drop test leaves out only {MOST_KERNELS} of them in turn")
+        results = [DropResult(name, self._differs(whole, [name])) for name in names[:MOST_KERNELS]]
+        for result in results:
+            if not result.effect:
+                self._found.remark(f"launch of {result.kernel} has no effect (variant {self._variant})")
+        if not any(result.effect for result in results) and not self._differs(whole, names):
+            text = "the results are the same without any launch of its kernels: none of them does the operator's work"
+            raise Stop(Failure(Status.REJECTED, Reason.HOST_OP, text), self._variant, "nominal")
+        return tuple(results)
+
+    def _differs(self, whole: Sequence[torch.Tensor], names: Collection[str]) -> bool:
+        outputs = self._outputs(names)
+        return outputs is None or len(outputs) != len(whole) or not all(map(torch.equal, whole, outputs))
+
+    def _outputs(self, names: Collection[str]) -> list[torch.Tensor] | None:
+        """None where the rest of the plan fails without them, or could not be replayed."""
+        compiled = dataclasses.replace(self._compiled, plan=without(self._compiled.plan, names))
+        # Remarks of a replay that nobody judges are not about the candidate.
+        found = Findings(self._found.seed)
+        deadline = time.monotonic() + CALL_S
+        try:
+            with self._executor() as executor:
+                run = DroppedVariant(self._judge, executor, compiled, self._task, self._variant, found, deadline)
+                return run.outputs()
+        except (Stop, NotReplayable):
+            return None
