@@ -35,6 +35,8 @@ class Open:
     seed: int
     folder: str
     flush_l2: bool
+    trace: bool = False
+    """Of a profiled process: launches and their times go to a file in `folder` instead of a mark for another tool."""
 
 
 def apply_precision(precision: Precision) -> None:

@@ -2,7 +2,8 @@
 
 `python -m engine.judging.profile_run FILE`, FILE holding the JSON of a `gpu_side.Open`. With a source it runs the
 candidate, without one the eager reference. Warm-up takes compilation and autotuning out of the profile; the mark is
-cudaProfilerStart/Stop, which `ncu --profile-from-start off` waits for.
+cudaProfilerStart/Stop, which `ncu --profile-from-start off` waits for; with `trace` the call is made under torch's
+profiler instead.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from engine.codec import decode
 from engine.judging import gpu_side
 
 WARM_UP_CALLS = 2
+TRACE_FILE = "kernel_trace.json"
+"""As profilers.trace looks for it; that package is not in the folder of a confined command."""
 
 
 def run(request: gpu_side.Open) -> None:
@@ -31,6 +34,12 @@ def run(request: gpu_side.Open) -> None:
     for _ in range(WARM_UP_CALLS):
         model(*inputs)
     torch.cuda.synchronize()
+    if request.trace:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as watched:
+            model(*inputs)
+            torch.cuda.synchronize()
+        watched.export_chrome_trace(str(Path(request.folder, TRACE_FILE)))
+        return
     cuda: Any = torch.cuda
     runtime = cuda.cudart()
     runtime.cudaProfilerStart()

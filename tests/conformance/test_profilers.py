@@ -1,90 +1,312 @@
-"""ncu's parser against files that ncu wrote on an H200, and against the ladder's aggregation."""
+"""What every profiler keeps. A profiler joins with a subclass of ProfilerConformance that says how to set it up: its
+tool is a `script` that stands for the real one. It notes its environment in `environment.json` and, where it hangs,
+the pid of a process that it started in `child.pid`, both in the job's folder."""
 
 from __future__ import annotations
 
-import csv
+import dataclasses
+import json
+import math
+import os
+import stat
+import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from engine.backends.ladder import Answer, metric_values
-from engine.settings import Metric, Spelling
-from profilers.ncu import DURATION, parse
+from engine.errors import ProfilerError
+from engine.records import Launch, Trace
+from profilers.cupti import Counted, Cupti
+from profilers.fake import Failure, Fake
+from profilers.ncu import DURATION, Ncu
+from profilers.seam import Job, KernelSample, Profiler, Workload
+from profilers.static import Static, bundled
+from profilers.trace import TRACE_FILE, KernelTrace
+from tests.support.cubins import written
 
-SAMPLES = Path(__file__).resolve().parents[2].parent / "shared" / "samples" / "ncu"
-DRAM = "dram__throughput.avg.pct_of_peak_sustained_elapsed"
-L2 = "lts__t_sector_hit_rate.pct"
-GHOST = "smsp__warp_issue_stalled_memory_dependency_per_warp_active.pct"
+KERNELS = ("copy_kernel", "strided_kernel")
+TRACE = Trace(tuple(Launch(kernel, (8, 1, 1), 1, 0.0, 4, 3, False) for kernel in KERNELS), ())
+WORKLOAD = Workload("plan key", "full", "float32", "ieee", cold=True)
+ENVIRONMENT = {"PATH": os.environ["PATH"], "ONLY_OURS": "1"}
+SHELL_OWN = {"LC_CTYPE", "PWD", "SHLVL", "_"}
+"""What an interpreter adds to its environment itself."""
 
-pytestmark = pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"no ncu samples at {SAMPLES}")
-
-FILES = {
-    "matmul_sigmoid_sum_core6": 6,
-    "matmul_sigmoid_sum_core6_clock_none_cache_none": 6,
-    "softmax_3_kernels_core6": 18,
-    "softmax_3_kernels_core6_clock_none_cache_none": 18,
-    "softmax_3_kernels_core6_nofilter": None,
-    "softmax_3_kernels_full24": 18,
-}
-
-
-def read(name: str):
-    return parse((SAMPLES / f"{name}.csv").read_text())
-
-
-@pytest.mark.parametrize(("name", "launches"), FILES.items(), ids=FILES)
-def test_every_launch_is_read_with_its_duration_and_counters(name, launches):
-    samples = read(name)
-    lines = (SAMPLES / f"{name}.csv").read_text().splitlines()
-    data = [row for row in csv.reader(lines) if row and row[0].isdecimal()]
-    assert len(samples) == len(data)
-    assert launches is None or len(samples) == launches
-    for sample in samples:
-        assert sample.duration_us is not None
-        assert 100 < sample.duration_us < 10_000
-        assert sample.counters[DURATION] == pytest.approx(sample.duration_us * 1e3)
-        assert 0 < sample.counters[DRAM] <= 100
-        assert GHOST not in sample.counters
+HEAD = f"""#!{sys.executable}
+import json, os, subprocess, sys, time
+json.dump(dict(os.environ), open('environment.json', 'w'))
+print('a line of the tool'); print('another', file=sys.stderr)
+"""
+HANG = "p = subprocess.Popen(['sleep', '300']); open('child.pid', 'w').write(str(p.pid)); time.sleep(300)\n"
+CRASH = "sys.exit(9)\n"
 
 
-def test_the_first_row_of_a_measured_file_to_the_digit():
-    first = read("matmul_sigmoid_sum_core6")[0]
-    assert first.kernel == "linear_sigmoid_row_sum_kernel"
-    assert first.duration_us == 1252.256
-    assert (first.counters[DRAM], first.counters[L2]) == (71.86, 37.44)
-    assert first.counters["launch__registers_per_thread"] == 226
-    assert first.counters["launch__shared_mem_config_size"] == 233472
-    assert "launch__cluster_scheduling_policy" not in first.counters
+def script(path: Path, body: str) -> str:
+    path.write_text(HEAD + body)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
 
 
-def test_three_kernels_of_one_call_add_up_to_the_timed_call():
-    samples = read("softmax_3_kernels_core6_clock_none_cache_none")
-    call = samples[:3]
-    assert len({sample.kernel for sample in call}) == 3
-    total = sum(sample.duration_us or 0.0 for sample in call)
-    assert total == pytest.approx(6150, rel=0.02)
+def job(folder: Path, *command: str, **more) -> Job:
+    return Job(command or ("true",), str(folder), ENVIRONMENT, KERNELS, TRACE, WORKLOAD, **more)
 
 
-def test_aggregation_weights_kernels_by_time():
-    call = read("softmax_3_kernels_core6")[:3]
-    vocabulary = {
-        "mean": Metric("%", "max", "DRAM use.", 0, 100, "time_mean", {"ncu": Spelling(DRAM)}),
-        "time": Metric("us", "min", "Time.", 0, None, "sum", {"ncu": Spelling(DURATION, 0.001)}),
-        "ghost": Metric("%", "min", "Named on no chip.", 0, 100, "time_mean", {"ncu": Spelling(GHOST)}),
-    }
-    mean, time, ghost = metric_values(list(vocabulary), vocabulary, [Answer("ncu", call)])
-    times = [sample.duration_us or 0.0 for sample in call]
-    shares = [sample.counters[DRAM] for sample in call]
-    assert time.value == pytest.approx(sum(times))
-    assert mean.value == pytest.approx(sum(t * s for t, s in zip(times, shares, strict=True)) / sum(times))
-    assert min(shares) < (mean.value or 0) < max(shares)
-    assert ghost.value is None
-    assert GHOST in ghost.note
+@dataclass(frozen=True)
+class Case:
+    """A profiler, what it is asked, and a counter that it gives for each kernel of the plan."""
+
+    profiler: Profiler
+    job: Job
+    counter: str
 
 
-def test_the_long_layout():
-    samples = read("synthetic_long_layout")
-    assert [sample.duration_us for sample in samples][::2] == [131.264, 130.912]
-    assert samples[1].kernel.startswith("void at::native::vectorized_elementwise_kernel<4, at::native::AUnaryFunctor")
-    assert samples[0].counters["dram__bytes_read.sum"] == 268435968
-    assert all("smsp__no_such_metric.pct" not in sample.counters for sample in samples)
+class ProfilerConformance:
+    """`runs_a_tool`: it starts a process, so the tests of environment and time limit apply."""
+
+    runs_a_tool = True
+
+    def working(self, folder: Path) -> Case:
+        raise NotImplementedError
+
+    def hanging(self, folder: Path) -> Case:
+        """With a time limit that is shorter than the tool's patience."""
+        raise NotImplementedError
+
+    def failing(self, folder: Path) -> list[Case]:
+        """One for each way to give nothing: a crash, nonsense, silence."""
+        raise NotImplementedError
+
+    def absent(self, folder: Path) -> Profiler | None:
+        """The profiler without its tool; None where it needs none of its own."""
+        raise NotImplementedError
+
+    def samples(self, folder: Path) -> tuple[KernelSample, ...]:
+        case = self.working(folder)
+        return case.profiler.collect(case.job, [case.counter])
+
+    def test_it_has_a_name_and_can_be_used(self, tmp_path):
+        profiler = self.working(tmp_path).profiler
+        assert profiler.name.isidentifier()
+        reason = profiler.available()
+        assert reason is None or reason.startswith("the driver"), reason
+
+    def test_its_absence_is_a_line(self, tmp_path):
+        profiler = self.absent(tmp_path)
+        if profiler is None:
+            pytest.skip("it has no tool of its own that could be absent")
+        reason = profiler.available()
+        assert reason
+        assert "\n" not in reason
+
+    def test_kernels_are_named_as_in_the_plan(self, tmp_path):
+        assert {sample.kernel for sample in self.samples(tmp_path)} == set(KERNELS)
+
+    def test_values_are_numbers_and_durations_positive(self, tmp_path):
+        case = self.working(tmp_path)
+        for sample in case.profiler.collect(case.job, [case.counter]):
+            assert case.counter in sample.counters
+            assert all(math.isfinite(value) for value in sample.counters.values())
+            assert sample.duration_us is None or sample.duration_us > 0
+            assert sample.launches >= 1
+            assert sample.seen >= 1
+
+    def test_what_it_does_not_know_is_absent_and_never_zero(self, tmp_path):
+        case = self.working(tmp_path)
+        for sample in case.profiler.collect(case.job, ["no_such__counter.sum", case.counter]):
+            assert "no_such__counter.sum" not in sample.counters
+            assert case.counter in sample.counters
+
+    def test_asked_for_nothing_it_still_names_the_kernels(self, tmp_path):
+        case = self.working(tmp_path)
+        assert {sample.kernel for sample in case.profiler.collect(case.job, [])} == set(KERNELS)
+
+    def test_it_says_what_it_profiled(self, tmp_path):
+        assert {sample.workload for sample in self.samples(tmp_path)} == {WORKLOAD}
+
+    def test_samples_and_jobs_do_not_change(self, tmp_path):
+        case = self.working(tmp_path)
+        before = dataclasses.replace(case.job)
+        (sample, *_) = case.profiler.collect(case.job, [case.counter])
+        assert case.job == before
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            sample.kernel = "another"
+
+    def test_the_same_job_gives_the_same_again_and_leaves_no_folder(self, tmp_path):
+        case = self.working(tmp_path)
+        first = case.profiler.collect(case.job, [case.counter])
+        folders = {path for path in tmp_path.iterdir() if path.is_dir()}
+        assert case.profiler.collect(case.job, [case.counter]) == first
+        assert {path for path in tmp_path.iterdir() if path.is_dir()} == folders
+
+    def test_nothing_is_printed(self, tmp_path, capfd):
+        self.samples(tmp_path)
+        assert capfd.readouterr() == ("", "")
+
+    def test_every_failure_is_a_profiler_error_with_a_reason(self, tmp_path, capfd):
+        for number, case in enumerate(self.failing(tmp_path)):
+            with pytest.raises(ProfilerError) as caught:
+                case.profiler.collect(case.job, [case.counter])
+            assert str(caught.value).strip(), f"failure {number} says nothing"
+        assert capfd.readouterr() == ("", "")
+
+    def test_the_tool_has_the_jobs_environment_only(self, tmp_path, monkeypatch):
+        if not self.runs_a_tool:
+            pytest.skip("it starts no process")
+        monkeypatch.setenv("SECRET_TOKEN", "value")
+        self.samples(tmp_path)
+        seen = json.loads((tmp_path / "environment.json").read_text())
+        assert seen["ONLY_OURS"] == "1"
+        assert set(seen) - SHELL_OWN == set(ENVIRONMENT)
+
+    def test_at_the_time_limit_all_that_was_started_ends(self, tmp_path):
+        if not self.runs_a_tool:
+            pytest.skip("it starts no process")
+        case = self.hanging(tmp_path)
+        with pytest.raises(ProfilerError, match="did not finish") as caught:
+            case.profiler.collect(case.job, [case.counter])
+        assert "timeout_s" in caught.value.hint
+        assert gone(int((tmp_path / "child.pid").read_text()))
+
+
+def gone(pid: int) -> bool:
+    """Whether the process ends; a zombie, whose new parent has not looked yet, has ended."""
+    for _ in range(200):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except (OSError, IndexError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+HANG_LIMIT_S = 5.0
+"""Long enough for an interpreter to start and write its child's pid on a busy machine."""
+
+
+class TestNcu(ProfilerConformance):
+    TABLE = "\n".join(
+        [
+            f'"ID","Process ID","Kernel Name","Grid Size","dram__bytes_read.sum","{DURATION}"',
+            '"","","","","byte","ns"',
+            *(f'"{i}","7","{kernel}(float *)","(8, 1, 1)","1,{i}00","2,000"' for i, kernel in enumerate(KERNELS)),
+            "",
+        ]
+    )
+    WRITES = "open(sys.argv[sys.argv.index('--log-file') + 1], 'w').write({0!r})\n"
+
+    def case(self, folder: Path, body: str, timeout_s: float = 60.0) -> Case:
+        return Case(Ncu(script(folder / "ncu", body), timeout_s, 16), job(folder), "dram__bytes_read.sum")
+
+    def working(self, folder):
+        return self.case(folder, self.WRITES.format(self.TABLE))
+
+    def hanging(self, folder):
+        return self.case(folder, HANG, HANG_LIMIT_S)
+
+    def failing(self, folder):
+        bodies = [CRASH, "pass\n", self.WRITES.format("==ERROR== ERR_NVGPUCTRPERM"), self.WRITES.format("nonsense")]
+        for number, _ in enumerate(bodies):
+            (folder / str(number)).mkdir()
+        return [self.case(folder / str(number), body) for number, body in enumerate(bodies)]
+
+    def absent(self, folder):
+        return Ncu(str(folder / "nowhere"), 1.0, 1)
+
+
+class TestKernelTrace(ProfilerConformance):
+    EVENTS = tuple(
+        {"ph": "X", "cat": "kernel", "name": kernel, "ts": 1.0, "dur": 2.0, "args": {"grid": [8, 1, 1]}}
+        for kernel in (*KERNELS, *KERNELS, "library_kernel")
+    )
+
+    def case(self, folder: Path, body: str, timeout_s: float = 60.0) -> Case:
+        command = (sys.executable, script(folder / "call.py", body))
+        return Case(KernelTrace("", timeout_s, 1), job(folder, *command), "time_share_pct")
+
+    def working(self, folder):
+        return self.case(folder, f"open({TRACE_FILE!r}, 'w').write({json.dumps({'traceEvents': self.EVENTS})!r})\n")
+
+    def hanging(self, folder):
+        return self.case(folder, HANG, HANG_LIMIT_S)
+
+    def failing(self, folder):
+        bodies = [CRASH, "pass\n", f"open({TRACE_FILE!r}, 'w').write('nonsense')\n"]
+        for number, _ in enumerate(bodies):
+            (folder / str(number)).mkdir()
+        return [self.case(folder / str(number), body) for number, body in enumerate(bodies)]
+
+    def absent(self, folder):
+        return None
+
+
+class TestStatic(ProfilerConformance):
+    def case(self, folder: Path, body: str, timeout_s: float = 120.0) -> Case:
+        """The tools are scripts in `folder` that run `body`, where None the bundled ones."""
+        for tool in ("cuobjdump", "nvdisasm"):
+            script(folder / tool, body.replace("TOOL", str(bundled(tool))))
+        cubins = tuple(written(folder, name, 90) for name in ("copy", "strided"))
+        return Case(Static(str(folder), timeout_s, 16), job(folder, cubins=cubins), "sass_ldg_bytes_max")
+
+    def working(self, folder):
+        return self.case(folder, "sys.stdout.flush(); os.execv('TOOL', ['TOOL', *sys.argv[1:]])\n")
+
+    def hanging(self, folder):
+        return self.case(folder, HANG, HANG_LIMIT_S)
+
+    def failing(self, folder):
+        for number in range(2):
+            (folder / str(number)).mkdir()
+        cases = [self.case(folder / "0", CRASH), self.case(folder / "1", "pass\n")]
+        empty = dataclasses.replace(cases[0].job, cubins=(), cwd=str(folder))
+        return [*cases, Case(cases[0].profiler, empty, "registers")]
+
+    @pytest.fixture(autouse=True)
+    def _without_the_bundled_tools(self, monkeypatch, request):
+        if "absence" in request.node.name:
+            monkeypatch.setattr("profilers.static.bundled", lambda tool: None)
+
+    def absent(self, folder):
+        return Static(str(folder / "nowhere"), 1.0, 1)
+
+
+HITS = "lts__t_sector_hit_rate.pct"
+
+
+class TestCupti(ProfilerConformance):
+    runs_a_tool = False
+
+    def case(self, folder, samples):
+        def count(counters):
+            if isinstance(samples, Exception):
+                raise samples
+            given = {HITS: 7.0, DURATION: 2000.0}
+            known = {name: given[name] for name in (*counters, DURATION) if name in given}
+            return Counted(tuple(KernelSample(kernel, 2.0, known) for kernel in samples), len(samples), 8, ())
+
+        return Case(Cupti(count), job(folder), HITS)
+
+    def working(self, folder):
+        return self.case(folder, KERNELS)
+
+    def failing(self, folder):
+        return [self.case(folder, ()), self.case(folder, ProfilerError("insufficient privileges"))]
+
+    def absent(self, folder):
+        return None
+
+
+class TestFake(ProfilerConformance):
+    runs_a_tool = False
+
+    def working(self, folder):
+        script = {kernel: {"hits": 50.0, "duration_us": 2.0} for kernel in KERNELS}
+        return Case(Fake(script), job(folder), "hits")
+
+    def failing(self, folder):
+        return [Case(Fake({}, failure), job(folder), "hits") for failure in (*Failure, None)]
+
+    def absent(self, folder):
+        return Fake({}, Failure.ABSENT)
