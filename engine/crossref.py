@@ -14,8 +14,8 @@ from engine.errors import Fault
 from engine.project import resolve
 from engine.prompts import Prompts
 from engine.rules import Expression, RuleError, parse
-from engine.settings import BackendSettings, LlmSettings, Match, Metric, Rule
-from engine.vocabulary import THRESHOLD_PREFIX, OperandKind, operands, traced
+from engine.settings import BackendSettings, LlmSettings, Match, Metric, RawMetric, Rule, Spelling
+from engine.vocabulary import RAW_PREFIX, THRESHOLD_PREFIX, OperandKind, operands, raw_metric, traced
 
 T = TypeVar("T")
 
@@ -27,6 +27,8 @@ EXIT = "exit_when"
 RULE_KINDS = ("skip_when", EXIT, "require")
 ENDED_STAGE_SCORES = ("stage_gain", "failures")
 HARDWARE = ("sm_count", "dram_gbps", "fp32_tflops", "tf32_tflops", "fp16_tflops", "l2_bytes", "shared_bytes")
+SOURCES = ("ncu", "cupti", "trace", "static", "algebra", "msprof", "msprof_op", "torch_npu")
+SPELLING_FORMS = ("name", "plus", "over", "least")
 PRICES = ("input", "cached", "output")
 FALLBACK_GUIDANCE = "guidance/generic/default.j2"
 DEFAULT_TOLERANCE = "default"
@@ -45,6 +47,7 @@ def check(tree: Json, mentioned: Collection[str] = ()) -> Crossed:
     checker = _Checker(tree)
     checker.categories()
     checker.thresholds(mentioned)
+    checker.spellings()
     checker.backends()
     checker.llm()
     checker.task()
@@ -60,8 +63,10 @@ class _Checker:
         self.used: set[str] = set()
         named = {name: self._part(Metric, "metrics", name) for name in self._names("metrics")}
         self.metrics = {name: metric for name, metric in named.items() if metric is not None}
-        # A metric or threshold whose own form is faulty is still a known name to rules.
-        self.known = operands(named, self._names("thresholds"))
+        self.raw = {name: self._part(RawMetric, "raw", name) for name in self._names("raw")}
+        # A metric or threshold whose own form is faulty is still a known name to rules and stages.
+        self.named = (*named, *(f"{RAW_PREFIX}{alias}" for alias in self.raw))
+        self.known = operands(self.named, self._names("thresholds"))
         self.traced = traced(self.metrics)
         self.templates = self._templates()
         self.tasks = self._tasks()
@@ -154,7 +159,7 @@ class _Checker:
         self._proposer(path)
         listed = self._part(cast(Any, tuple[str, ...]), *path, "metrics")
         for name in listed or ():
-            self._expect((*path, "metrics"), "metric", name, self._names("metrics"))
+            self._expect((*path, "metrics"), "metric", name, self.named)
         guidance = self._at(*path, "guidance")
         if isinstance(guidance, str):
             self._expect((*path, "guidance"), "guidance template", guidance, self._options("guidance"))
@@ -198,6 +203,32 @@ class _Checker:
         for name in self._names("thresholds"):
             if name not in self.used and name not in mentioned:
                 self._fault(("thresholds", name), f"no rule uses it{did_you_mean(name, named)}")
+
+    def spellings(self) -> None:
+        for name, metric in self.metrics.items():
+            for tool, spelling in metric.spellings.items():
+                self._expect(("metrics", name, "spellings", tool), "tool", tool, SOURCES)
+                self._spelling(("metrics", name, "spellings", tool), spelling)
+            if metric.low is not None and metric.high is not None and metric.high < metric.low:
+                self._fault(("metrics", name, "high"), f"expected at least low = {metric.low:g}, got {metric.high:g}")
+        for alias, raw in self.raw.items():
+            if not alias.isidentifier():
+                self._fault(("raw", alias), "expected a name of letters, digits and _, for rules say raw.<alias>")
+            if raw is not None and not raw_metric(raw).spellings:
+                self._fault(("raw", alias), "names no counter; give ncu, cupti, msprof or msprof_op")
+
+    def _spelling(self, path: tuple[str, ...], spelling: Spelling) -> None:
+        forms = {form: getattr(spelling, form) for form in SPELLING_FORMS}
+        used = [form for form, counters in forms.items() if counters]
+        if len(used) != 1:
+            found = " and ".join(used) or "none of them"
+            self._fault(path, f"expected exactly one of {', '.join(SPELLING_FORMS)}, got {found}")
+        if spelling.over and len(spelling.over) != 2:
+            self._fault((*path, "over"), f"expected two counters, dividend and divisor, got {len(spelling.over)}")
+        if spelling.scale == 0:
+            self._fault((*path, "scale"), "0 would make every value 0")
+        if spelling.confidence < 1 and not spelling.note.strip():
+            self._fault((*path, "note"), "missing; a substitute (confidence below 1) must say what it stands for")
 
     def backends(self) -> None:
         self._expect(("backend",), "back-end", str(self._at("backend")), self._names("backends"))

@@ -11,6 +11,7 @@ from engine.canonical import Json, digest, short
 from engine.codec import decode_collecting, did_you_mean
 from engine.errors import ConfigError, Fault
 from engine.settings import Settings
+from engine.vocabulary import with_raw
 
 UNIDENTIFYING = ("paths", "display", "hydra")
 """Top-level keys that say where and how a run is shown, not what it does."""
@@ -31,7 +32,7 @@ def decode_settings(
     `files` maps a dotted path prefix to what a fault below it is blamed on (the longest match wins). `category` is the
     chosen option (`auto` or a name), `backend` a resolved back-end. `mentioned`: thresholds that rules of category
     files outside this composition name; they are allowed and dropped. Of `backends` and `thresholds` only what this
-    run uses is kept, so that nothing else can change its identity.
+    run uses is kept, so that nothing else can change its identity. Raw counters join the metrics as raw.<alias>.
     """
     faults: list[Fault] = []
     if not isinstance(tree, Mapping):
@@ -49,6 +50,7 @@ def decode_settings(
     return dataclasses.replace(
         settings,
         backends={backend: settings.backends[backend]},
+        metrics=with_raw(settings.metrics, settings.raw),
         thresholds={name: value for name, value in settings.thresholds.items() if name in crossed.thresholds},
     )
 

@@ -15,8 +15,9 @@ import jinja2
 import jinja2.meta
 
 from engine.errors import ConfigError, Fault
-from engine.records import Device, Message, Operator, Trace
-from engine.settings import Category, Stage
+from engine.records import Device, Message, MetricValue, Operator, Trace
+from engine.settings import Category, Metric, Stage
+from engine.vocabulary import is_substitute
 
 NOT_AVAILABLE = "not available"
 
@@ -35,6 +36,8 @@ class MetricRow:
     previous: float | None
     baseline: float | None
     source: str
+    remark: str = ""
+    """Why the parent's value is not used, or what it stands for where it is a substitute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,41 @@ class Prompts:
             broken = f"cannot be rendered: {error.message}"
             raise ConfigError([Fault(f"prompts/{name}", broken, str(self.folder))]) from error
         return _tidy(text)
+
+
+def metric_row(
+    metric: Metric, parent: MetricValue, previous: MetricValue | None, baseline: MetricValue | None
+) -> MetricRow | None:
+    """The row of one metric from values that are `vocabulary.trusted`; None where it has none and need not have.
+
+    A substitute stands beside values of its own source only, and a measured value beside measured ones: a difference
+    between the two would say nothing of the kernels.
+    """
+    if parent.value is None and metric.on_missing == "note":
+        return None
+
+    def beside(other: MetricValue | None) -> float | None:
+        if other is None or parent.value is None:
+            return other.value if other else None
+        same = other.source == parent.source
+        return other.value if same or not (is_substitute(metric, parent) or is_substitute(metric, other)) else None
+
+    remark = ""
+    if parent.value is None and parent.source:
+        remark = parent.note.split("; ")[0]
+    elif is_substitute(metric, parent):
+        remark = f"a substitute, confidence {parent.confidence:.2g}: {metric.spellings[parent.source].note}"
+    return MetricRow(
+        name=parent.metric,
+        unit=metric.unit,
+        meaning=metric.meaning,
+        better=metric.better,
+        parent=parent.value,
+        previous=beside(previous),
+        baseline=beside(baseline),
+        source=parent.source,
+        remark=remark,
+    )
 
 
 def show_number(value: float | None, digits: int = 4) -> str:

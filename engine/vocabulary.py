@@ -7,10 +7,11 @@ import typing
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
-from engine.records import Facts
-from engine.settings import Metric
+from engine.records import Facts, MetricValue
+from engine.settings import Metric, RawMetric, Spelling
 
 THRESHOLD_PREFIX = "thresholds."
+RAW_PREFIX = "raw."
 
 
 class OperandKind(StrEnum):
@@ -47,6 +48,38 @@ def operands(metrics: Iterable[str], thresholds: Iterable[str]) -> Mapping[str, 
     }
 
 
+LAUNCH_RECORD = frozenset({"launches", "launches_per_timestep", "grid_programs"})
+"""Metrics that the launch record gives without a profile; `kernel.trace_metrics` reads them."""
+
+
 def traced(metrics: Mapping[str, Metric]) -> frozenset[str]:
-    """Metrics that every launch record gives, so that rules may use them without a profile."""
-    return frozenset(name for name, metric in metrics.items() if "trace" in metric.spellings)
+    """Metrics that every launch record gives, so that rules may use them though their stage does not list them."""
+    return LAUNCH_RECORD & frozenset(metrics)
+
+
+def with_raw(metrics: Mapping[str, Metric], raw: Mapping[str, RawMetric]) -> dict[str, Metric]:
+    """The canonical metrics and, as raw.<alias>, each raw counter."""
+    return {**metrics, **{f"{RAW_PREFIX}{alias}": raw_metric(counter) for alias, counter in raw.items()}}
+
+
+def raw_metric(raw: RawMetric) -> Metric:
+    """A raw counter as a metric without direction, range or meaning."""
+    named = {"ncu": raw.ncu, "cupti": raw.cupti or raw.ncu, "msprof": raw.msprof, "msprof_op": raw.msprof_op}
+    spellings = {tool: Spelling(name) for tool, name in named.items() if name is not None}
+    counters = ", ".join(dict.fromkeys(name for name in named.values() if name is not None))
+    meaning = f"the raw counter {counters}, passed through as the tool gives it"
+    return Metric(raw.unit, "none", meaning, None, None, raw.aggregate, spellings)
+
+
+def trusted(value: MetricValue, least: float) -> MetricValue:
+    """`value` as rules and prompts may use it: missing, with the reason in its note, where its confidence is below
+    `least` or other evidence contradicts it."""
+    if value.value is None or (value.confidence >= least and not value.contradiction):
+        return value
+    why = value.contradiction or f"confidence {value.confidence:.2g} is below this stage's min_confidence {least:g}"
+    return dataclasses.replace(value, value=None, note="; ".join(filter(None, (f"not used: {why}", value.note))))
+
+
+def is_substitute(metric: Metric, value: MetricValue) -> bool:
+    """Whether the value stands for the metric without measuring it."""
+    return value.source in metric.spellings and metric.spellings[value.source].confidence < 1

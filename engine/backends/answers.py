@@ -9,29 +9,69 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from engine.backends.ladder import Answer
-from engine.records import Facts, Precision, Trace
+from engine.backends.ladder import DURATION, Answer
+from engine.backends.occupancy import limits
+from engine.records import Facts, Trace
 from profilers.seam import KernelSample
 
 TIMED = frozenset({"headroom", "time_share"})
 """What algebra can only say beside a profiler's durations."""
 
+OWN_COUNTERS: Mapping[str, frozenset[str]] = {
+    "trace": frozenset(
+        [
+            "launches",
+            "launches_per_timestep",
+            "grid_programs",
+            "argument_bytes",
+            "grid_fill_pct",
+            "time_share_pct",
+            DURATION,
+        ]
+    ),
+    "static": frozenset(
+        [
+            *("registers", "spill_bytes", "shared_bytes", "occupancy_pct"),
+            *("limit_registers", "limit_shared", "limit_blocks", "limit_warps"),
+            *("sass_load_bytes_mean", "sass_tensor", "sass_ldgsts", "sass_utma"),
+        ]
+    ),
+    "algebra": frozenset(
+        [
+            *("intensity", "floor_us", "headroom", "time_share"),
+            *("compulsory_bytes", "compulsory_us", "arithmetic_us", "time_us"),
+        ]
+    ),
+}
+"""Names that the answers below, and a tool that times launches, can give: what a spelling for these rungs may say."""
+
+OF_MEASURED_TIME = frozenset([DURATION, "time_us", "compulsory_us", "arithmetic_us"])
+"""Those that need a time that was measured, not estimated."""
+
 _NO_TRACE = "no launch record of this kernel"
 
 
-def trace_answer(trace: Trace | None, facts: Facts) -> Answer:
-    """Launches of one call, per timestep of a recurrence, and program instances."""
+def trace_answer(trace: Trace | None, facts: Facts, sm_count: float | None = None) -> Answer:
+    """Launches of one call, per timestep of a recurrence, program instances, and bytes that the launches' arguments
+    span; with `sm_count` also the share of SMs that the grids can reach, over launches."""
     if trace is None:
         return Answer("trace", (), _NO_TRACE)
     programs = sum(math.prod(launch.grid) * launch.count for launch in trace.launches)
+    spanned = math.fsum(launch.bytes * launch.count for launch in trace.launches)
     counters = {"launches": float(trace.launch_count), "grid_programs": float(programs)}
+    if spanned > 0:
+        counters["argument_bytes"] = spanned
+    if sm_count and trace.launch_count:
+        reached = (min(1.0, math.prod(launch.grid) / sm_count) * launch.count for launch in trace.launches)
+        counters["grid_fill_pct"] = 100.0 * math.fsum(reached) / trace.launch_count
     if facts.time_steps:
         counters["launches_per_timestep"] = trace.launch_count / facts.time_steps
     return Answer("trace", (KernelSample("", None, counters),))
 
 
-def static_answer(trace: Trace | None) -> Answer:
-    """Registers, spills and shared memory of each compiled kernel; unknown ones are left out."""
+def static_answer(trace: Trace | None, target: str = "") -> Answer:
+    """Registers, spills and shared memory of each compiled kernel; unknown ones are left out. With the chip it was
+    compiled for, e.g. sm_90, also how many blocks fit on one SM and by what."""
     if trace is None:
         return Answer("static", (), _NO_TRACE)
     samples = []
@@ -42,17 +82,31 @@ def static_answer(trace: Trace | None) -> Answer:
             "shared_bytes": launch.shared_bytes,
         }
         counters = {name: float(value) for name, value in known.items() if value is not None}
+        counters |= limits(target, launch.num_warps, launch.registers, launch.shared_bytes)
         samples.append(KernelSample(launch.kernel, None, counters))
     return Answer("static", tuple(samples), "" if samples else "the launch record is empty")
 
 
 def algebra_answer(
-    facts: Facts, floor: float | None, time_us: float | None, kernels: Sequence[KernelSample] = ()
+    facts: Facts,
+    floor: float | None,
+    time_us: float | None,
+    kernels: Sequence[KernelSample] = (),
+    parts: Mapping[str, float] | None = None,
 ) -> Answer:
-    """Floor, headroom and intensity from facts and a time; the longest kernel's share from a profiler's durations."""
+    """Floor, headroom and intensity from facts and a time; the longest kernel's share from a profiler's durations.
+
+    `parts`: of the floor, in µs by name (`floors.Floor.parts`). With them and a *measured* time come the substitutes
+    for hardware counters; an estimated time is made of the same parts, so its caller leaves them out (ADR 0007).
+    """
     counters: dict[str, float] = {}
     if facts.bytes > 0:
         counters["intensity"] = facts.intensity
+        if facts.traced == "full":
+            counters["compulsory_bytes"] = facts.bytes
+    if parts is not None and time_us is not None:
+        arithmetic = max(us for name, us in parts.items() if name != "bytes")
+        counters |= {"time_us": time_us, "compulsory_us": parts["bytes"], "arithmetic_us": arithmetic}
     if floor is not None:
         counters["floor_us"] = floor
         if time_us is not None:
@@ -71,29 +125,3 @@ def _longest_share_pct(kernels: Sequence[KernelSample]) -> float | None:
         totals[sample.kernel] += sample.duration_us
     total = math.fsum(totals.values())
     return 100.0 * max(totals.values()) / total if total > 0 else None
-
-
-def floor_us(facts: Facts, hardware: Mapping[str, float], precision: Precision) -> float | None:
-    """Least time in µs: compulsory bytes at copy bandwidth or operations at the declared arithmetic's rate, whichever
-    is longer. None when the facts are unknown or are those of a small variant."""
-    if facts.bytes <= 0 or facts.traced != "full":
-        return None
-    memory_us = facts.bytes / (hardware["dram_gbps"] * 1e3)
-    compute_us = facts.flops / (_tflops(facts, hardware, precision) * 1e6)
-    return max(memory_us, compute_us)
-
-
-SPLIT_PRODUCTS = 3
-"""A product of split operands on tensor cores (tl.dot's tf32x3) is as exact as fp32 and takes three TF32 products; on
-an H200 such kernels ran at 0.92 to 0.96 of a floor made from the fp32 rate."""
-
-
-def _tflops(facts: Facts, hardware: Mapping[str, float], precision: Precision) -> float:
-    products = facts.matmul_ops + facts.conv_ops + facts.recurrent_ops + facts.attention_ops
-    if not products:
-        return hardware["fp32_tflops"]
-    if facts.dtype in ("float16", "bfloat16") or precision is Precision.REDUCED:
-        return hardware["fp16_tflops"]
-    if precision is Precision.TF32:
-        return hardware["tf32_tflops"]
-    return max(hardware["fp32_tflops"], hardware["tf32_tflops"] / SPLIT_PRODUCTS)
