@@ -23,7 +23,9 @@ class Kernel:
     @property
     def judged(self) -> Judged:
         """What a back-end needs to time or profile it again."""
-        return Judged(self.source, self.verdict.trace)
+        timed = self.measurement.timing("candidate")
+        known = timed is not None and timed.score_kind is not ScoreKind.ESTIMATED
+        return Judged(self.source, self.verdict.trace, timed.median_us if timed and known else None)
 
 
 @dataclass(frozen=True, slots=True)

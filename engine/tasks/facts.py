@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from engine.canonical import Json
 from engine.codec import decode, encode
 from engine.records import Facts, Task
-from engine.tasks.derive import derive
+from engine.tasks.derive import Probe, derive
 from engine.tasks.form import split_init
 from engine.tasks.tracer import AtenFlops, Tracer, tensors_of
 from engine.tasks.variants import apply_variant
@@ -63,10 +63,15 @@ def describe_task(task: Task) -> Facts:
 
 
 def derive_variants(source: str) -> dict[str, dict[str, int]]:
-    """Small and odd variants of a task without a contract, tried in the cheapest way in which the whole task runs."""
+    """Small and odd variants of a task without a contract."""
+    return derive(source, prober(source))
+
+
+def prober(source: str) -> Probe:
+    """Runs a task with other constants, in the cheapest way in which the whole task runs: on fake tensors if it can."""
     ways = (Modes("fake", "fake"), Modes("real", "fake"))
     way = next((way for way in ways if isinstance(_attempt(source, {}, way), Run)), Modes("real", "real"))
-    return derive(source, lambda values: _elements(source, values, way))
+    return lambda values: _elements(source, values, way)
 
 
 def none_known(dtype: str, note: str) -> Facts:

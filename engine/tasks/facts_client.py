@@ -15,7 +15,7 @@ from engine.worker import Worker, scrubbed_environment
 
 Variants = dict[str, dict[str, int]]
 
-FACTS_VERSION = "1"
+FACTS_VERSION = "2"
 """Part of the key under which facts are kept; raise it when counting changes."""
 
 TIMEOUT_S = 120.0

@@ -88,6 +88,11 @@ VIEWS = _names("""
 """)
 """Never work, not even where a fake tensor had to be made from a real parameter first."""
 
+LOOK_UPS = _names("""
+    embedding index_select gather take take_along_dim
+""")
+"""Functions that read of a table only what indices name."""
+
 QUERIES = _names("""
     size dim numel stride item tolist __len__ is_contiguous untyped_storage data_ptr
 """)

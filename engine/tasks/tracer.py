@@ -76,6 +76,7 @@ class Tracer(TorchFunctionMode):
         self._origins |= {key: Origin(False, bit, 0) for key, bit in bits.items()}
         self._made: set[int] = set()
         self._read: dict[int, dict[tuple[int, int], float]] = {}
+        self._size: dict[int, float] = {}
         self._chains: Counter[int] = Counter()
 
     def __torch_function__(
@@ -103,8 +104,8 @@ class Tracer(TorchFunctionMode):
         return tuple(OpCost(name, kind, n, flops, moved) for (name, kind, flops, moved), n in self._costs.items())
 
     def compulsory_bytes(self, outputs: Any) -> float:
-        """Bytes of what was read from outside plus the outputs, each once."""
-        outside = sum(sum(parts.values()) for parts in self._read.values())
+        """Bytes of what was read from outside plus the outputs, each once; parts of one storage may overlap."""
+        outside = sum(min(sum(parts.values()), self._size[key]) for key, parts in self._read.items())
         return outside + sum(span(tensor) for tensor in _unique(tensors_of(outputs)))
 
     @property
@@ -124,7 +125,7 @@ class Tracer(TorchFunctionMode):
             return
         changed = inputs[:1] if written else fresh or outputs
         self._follow(bare, kind, inputs, changed)
-        self._note_reads(inputs)
+        self._note_reads(inputs, fresh if bare in opkinds.LOOK_UPS else ())
         self._alive += outputs
         self._made |= {storage_key(tensor) for tensor in fresh}
         if bare in opkinds.VIEWS or name in opkinds.VIEWS:
@@ -165,11 +166,17 @@ class Tracer(TorchFunctionMode):
             if bit & upstream:
                 self._chains[key] += 1
 
-    def _note_reads(self, inputs: Sequence[torch.Tensor]) -> None:
+    def _note_reads(self, inputs: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> None:
+        """`found`: the result of a look-up, which needs no more bytes of any table than it returns."""
+        limit = sum(span(tensor) for tensor in found) if found else float("inf")
         for tensor in inputs:
             key = storage_key(tensor)
             if key not in self._made:
-                self._read.setdefault(key, {})[int(tensor.storage_offset()), tensor.numel()] = span(tensor)
+                self._size[key] = float(tensor.untyped_storage().nbytes())
+                needed = span(tensor) if not tensor.is_floating_point() else min(span(tensor), limit)
+                part = int(tensor.storage_offset()), tensor.numel()
+                parts = self._read.setdefault(key, {})
+                parts[part] = max(needed, parts[part]) if part in parts else needed
 
     def _note_window(self, bare: str, kind: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         if kind == "conv":

@@ -9,9 +9,10 @@ from pathlib import Path
 import yaml
 
 from engine.codec import decode
-from engine.prompts import Attempt, MetricRow, PromptContext, ScoreView
-from engine.records import Contract, Device, Facts, HostOp, Launch, OpCost, Operator, Task, Trace
+from engine.prompts import Attempt, MetricRow, PromptContext, ScoreView, metric_row
+from engine.records import Contract, Device, Facts, HostOp, Launch, MetricValue, OpCost, Operator, Task, Trace
 from engine.settings import Category, Metric
+from engine.vocabulary import trusted
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "prompts" / "templates"
@@ -154,6 +155,28 @@ def metric_rows(stage: str, category: str, known: bool) -> tuple[MetricRow, ...]
     return tuple(rows)
 
 
+def substituted_rows() -> tuple[MetricRow, ...]:
+    """What a stage sees without permission for counters: substitutes, a value that is not used, and one that is left
+    out because its absence is ordinary."""
+    metrics = load_metrics()
+    given = {
+        "dram_pct": MetricValue("dram_pct", 41.5, "percent", "algebra", 0.3, "ncu: forbidden"),
+        "occupancy_pct": MetricValue("occupancy_pct", 18.75, "percent", "static", 0.5),
+        "l2_hit_pct": MetricValue("l2_hit_pct", 480.0, "percent", "ncu", 0.0, "480 percent lies outside 0 to 100"),
+        "launches_per_timestep": MetricValue("launches_per_timestep", None, "", "", 0.0, "trace: no counter"),
+    }
+    others = {
+        # Measured, so it cannot stand beside a substitute.
+        "dram_pct": MetricValue("dram_pct", 60.0, "percent", "ncu", 1.0),
+        "occupancy_pct": MetricValue("occupancy_pct", 50.0, "percent", "static", 0.5),
+    }
+    rows = (
+        metric_row(metrics[name], trusted(value, 0.25), others.get(name), others.get(name))
+        for name, value in given.items()
+    )
+    return tuple(row for row in rows if row is not None)
+
+
 SCORES = ScoreView(0.82, 0.61, "compile", 3.4, "measured", 41.2, 33.8, 12.1)
 UNKNOWN_SCORES = ScoreView(None, None, None, None, None, None, None, None)
 TRACE = Trace(
@@ -200,6 +223,7 @@ def cases() -> dict[str, tuple[str, PromptContext]]:
         "strategy-conv": ("strategy", full),
         "optimise-conv": ("optimise", replace(full, strategy=STRATEGY)),
         "optimise-nothing-known": ("optimise", bare),
+        "optimise-substitutes": ("optimise", replace(full, metrics=substituted_rows())),
         "error_analysis-loop": ("error_analysis", loop),
         "repair-loop": ("repair", replace(loop, analysis=ANALYSIS)),
         "repair-no-code": ("repair", replace(conv, error="no_code: no fenced block")),
