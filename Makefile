@@ -2,7 +2,8 @@
 #   make run      four operators through their stage plans, from recordings; then the leaderboard
 #   make test     the tests; those marked gpu run where a CUDA device answers
 #   make soak     500 candidates in a row through the judge of a CUDA device, hanging and crashing ones among them
-#   make check    what must hold before a commit: lint, format, types, tests, coverage of the pure core
+#   make check    what must hold before a commit: lint, format, types, stage plans, tests, coverage of the pure core, and
+#                 that every counter of a metric exists on three chips (left out, and said, where CUPTI cannot be had)
 # On a GPU machine whose torch brings another triton: make setup CONSTRAINTS=/dev/null
 
 PYTHON ?= python3
@@ -18,6 +19,8 @@ COMMA := ,
 # Modules that decide and do no I/O; their branches are covered to 95 %.
 CORE := engine/canonical.py engine/codec.py engine/settings.py engine/records.py engine/decode.py engine/crossref.py \
   engine/vocabulary.py engine/rules.py engine/extract.py engine/classify.py engine/kernel.py \
+  engine/backends/ceilings.py engine/backends/floors.py engine/backends/sanity.py engine/stageplan/ranges.py \
+  engine/stageplan/domains.py engine/stageplan/lint.py engine/stageplan/recorded.py engine/stageplan/explain.py \
   engine/report/rows.py engine/report/figure.py engine/report/files.py engine/display/lines.py engine/display/table.py
 
 .PHONY: setup run test check format gpu soak clean
@@ -40,8 +43,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m engine.stageplan lint
 	$(MAKE) test PYTEST="--cov=engine --cov-report="
 	$(BIN)/coverage report --include=$(subst $(SPACE),$(COMMA),$(strip $(CORE))) --fail-under=95 --show-missing
+	$(BIN)/python -m engine.metrics check --if-possible --chip GA100 --chip GH100 --chip GB100
 
 gpu: setup
 	$(BIN)/python -m pytest -m gpu

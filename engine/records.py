@@ -299,10 +299,12 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A correct candidate as a back-end needs it for times and profiles: its source and its launch record, if any."""
+    """A correct candidate as a back-end needs it for times and profiles: its source and its launch record, if any.
+    `time_us`: the median of its own measurement, for cross-checks of a profile; None where it has none."""
 
     source: str
     trace: Trace | None
+    time_us: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,6 +344,8 @@ class Measurement:
     """Seconds for which it held the GPU alone."""
     refuted: str = ""
     """How outputs of the candidate's timed calls are wrong; it then has no time and may not become the best."""
+    below_floor: bool = False
+    """The candidate's time is under nine tenths of the floor: a flag to look at (docs/floors.md), never a refusal."""
 
     def timing(self, who: str) -> Timing | None:
         return next((timing for timing in self.timings if timing.who == who), None)
@@ -360,6 +364,8 @@ class MetricValue:
     source: str
     confidence: float
     note: str = ""
+    contradiction: str = ""
+    """The evidence that speaks against the value; its confidence is then 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,6 +379,9 @@ class Device:
     """driver, torch, triton, numpy, python versions; judge version."""
     hardware: Mapping[str, float]
     """For prompts and floors: sm_count, dram_gbps, fp32_tflops, tf32_tflops, fp16_tflops, l2_bytes, shared_bytes."""
+    ceilings: str = ""
+    """Names the measured rates that floors use in place of these; empty: there are none. Part of the keys of times and
+    profiles, not of verdicts."""
 
 
 @dataclass(frozen=True, slots=True)

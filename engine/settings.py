@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from engine.codec import Range
@@ -47,6 +47,8 @@ class Stage:
     """Template below prompts/templates/guidance/; None: <category>/<stage>, generic/<stage> or generic/default."""
     sequential: bool
     """True: each draft starts from the best so far, with a fresh profile; False: all from the stage's parent."""
+    min_confidence: Share = 0.25
+    """Metrics below it are missing for this stage's rules and prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,28 @@ class CpuSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AscendSettings:
+    """conf/backend/ascend.yaml; absent on other back-ends."""
+
+    python: str
+    """Interpreter of the environment with torch_npu and triton-ascend: a path, or a name looked up on PATH."""
+    device: str
+    """torch's name of the NPU, e.g. npu:0."""
+    start_s: Seconds
+    """For its processes to import torch_npu and Triton and answer."""
+    vector_cores: Positive
+    cube_cores: Positive
+    warm_up: Count
+    """Calls before those timed, in each block."""
+    active: Positive
+    """Timed calls of a block."""
+    min_blocks: Positive
+    max_blocks: Positive
+    ratio_halfwidth: Annotated[float, Range(0.0)]
+    timing_budget_s: Seconds
+
+
+@dataclass(frozen=True, slots=True)
 class ProfilerSettings:
     """One profiler of a back-end's ladder. `path`: executable, looked up on PATH when it has no slash."""
 
@@ -101,7 +125,7 @@ class ProfilerSettings:
 
 @dataclass(frozen=True, slots=True)
 class BackendSettings:
-    kind: Literal["cuda", "cpu"]
+    kind: Literal["cuda", "cpu", "ascend"]
     target: str
     """Chip that kernels are compiled for, e.g. sm_90."""
     dialect: str
@@ -115,6 +139,7 @@ class BackendSettings:
     hardware_source: str
     cuda: CudaSettings | None
     cpu: CpuSettings | None
+    ascend: AscendSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +261,21 @@ class LimitSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfirmSettings:
+    """The last look at each task's best kernel (docs/judging.md)."""
+
+    enabled: bool
+    variants: Positive
+    """Shape variants drawn anew; on a GPU the full size comes on top."""
+    sanitizer: Literal["auto", "off"]
+    """auto: compute-sanitizer where a GPU's machine has it."""
+    sanitizer_s: Seconds
+    """For one of its tools."""
+    repeats: Positive
+    """Measurements in fresh processes on a GPU, the middle one of which is reported."""
+
+
+@dataclass(frozen=True, slots=True)
 class JudgeSettings:
     precision: Precision
     host_ops: Literal["none", "library", "any"]
@@ -251,15 +291,36 @@ class JudgeSettings:
     allow_unverified: bool
     """Whether a fallback result may become parent or best (always so on cuda until launch plans exist)."""
     sandbox: Literal["best_effort", "required"]
+    confirm: ConfirmSettings
     limits: LimitSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """How one tool says a metric: raw counter, factor to our unit, aggregation over the kernels of one call."""
+    """How one tool says a metric: exactly one of `name`, `plus`, `over` and `least`, computed for each launch before
+    the launches of a call are aggregated, and multiplied by `scale`."""
 
-    name: str
+    name: str | None = None
+    """One counter."""
+    plus: tuple[str, ...] = ()
+    """The sum of counters."""
+    over: tuple[str, ...] = ()
+    """The quotient of two counters; without a value where the second is 0."""
+    least: tuple[str, ...] = ()
+    """The smallest of counters."""
     scale: float = 1.0
+    confidence: Share = 1.0
+    """Below 1: a substitute, not a measurement of the thing itself."""
+    note: str = ""
+    """What a reader of the value must know; kept with it."""
+
+    @property
+    def counters(self) -> tuple[str, ...]:
+        """The raw counters that it needs, in its order."""
+        return (self.name, *self.plus, *self.over, *self.least) if self.name else (*self.plus, *self.over, *self.least)
+
+
+Aggregate = Literal["time_mean", "sum", "max", "min", "last"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,9 +331,25 @@ class Metric:
     """One sentence; it goes into prompts."""
     low: float | None
     high: float | None
-    aggregate: Literal["time_mean", "sum", "max", "min", "last"]
+    aggregate: Aggregate
     spellings: Mapping[str, Spelling]
-    """By profiler: ncu, static, trace, algebra."""
+    """By profiler: ncu, cupti, static, trace, algebra, msprof, msprof_op."""
+    on_missing: Literal["unknown", "note"] = "unknown"
+    """Rules that read a missing value are unknown either way; `note` also leaves its row out of prompts, because its
+    absence is ordinary."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawMetric:
+    """A counter that a stage may name as raw.<alias>: passed through, no meaning is claimed."""
+
+    unit: str
+    aggregate: Aggregate
+    ncu: str | None = None
+    cupti: str | None = None
+    """null: as ncu says it."""
+    msprof: str | None = None
+    msprof_op: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +391,8 @@ class Settings:
     paths: PathSettings
     display: DisplaySettings
     run: RunSettings
+    raw: Mapping[str, RawMetric] = field(default_factory=dict)
+    """By alias; `metrics` holds them as raw.<alias> once the settings are decoded."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("engine", "profilers")
 
 LAYERS = {
-    0: {"errors", "canonical", "codec", "records", "worker", "sink", "files"},
+    0: {"errors", "canonical", "codec", "records", "confirmation", "worker", "sink", "files"},
     1: {"settings", "decode", "crossref", "project", "rules", "vocabulary", "journal", "memo", "prompts", "extract"},
     2: {"llm", "store", "tasks", "backends", "judging"},
-    3: {"classify", "kernel", "paid", "draft", "stage", "task_run", "folder", "forecast", "run", "report"},
+    3: {"classify", "kernel", "paid", "confirm", "draft", "stage", "task_run", "folder", "forecast", "run", "report"},
     4: {"__main__", "display", "doctor", "results", "judge", "metrics", "stageplan", "steps", "app"},
 }
 SIDEWAYS = {("backends", "judging"), ("backends", "tasks"), ("judging", "tasks")}
@@ -202,7 +202,11 @@ def counter_names() -> set[str]:
     for tree in configuration("metric").values():
         for metric in tree.values():
             spellings = metric.get("spellings") or {} if isinstance(metric, dict) else {}
-            found |= {s["name"] for s in spellings.values() if isinstance(s, dict) and "__" in s["name"]}
+            forms = [form for spelling in spellings.values() for form in spelling.values()]
+            listed = [name for form in forms if isinstance(form, list) for name in form]
+            found |= {
+                name for name in [*forms, *listed] if isinstance(name, str) and re.fullmatch(r"\w+__[\w.]+", name)
+            }
     return found
 
 

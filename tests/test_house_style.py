@@ -206,4 +206,4 @@ def test_seams_are_small():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in tree.body:
             if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "Protocol" for base in node.bases):
-                assert sum(isinstance(inner, ast.FunctionDef) for inner in node.body) <= 3, path
+                assert sum(isinstance(inner, ast.FunctionDef) for inner in node.body) <= 4, path

@@ -12,7 +12,11 @@ from engine.codec import did_you_mean
 from engine.errors import MissingError
 from engine.settings import Settings
 
-BACKENDS = {"cpu": "engine.backends.cpu:CpuBackend", "cuda": "engine.backends.cuda:CudaBackend"}
+BACKENDS = {
+    "cpu": "engine.backends.cpu:CpuBackend",
+    "cuda": "engine.backends.cuda:CudaBackend",
+    "ascend": "engine.backends.ascend:AscendBackend",
+}
 """Kind of back-end -> class, imported when it is opened: a run on one needs nothing of the other."""
 
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from engine.backends.answers import algebra_answer, floor_us, static_answer, trace_answer
+from engine.backends.answers import algebra_answer, static_answer, trace_answer
+from engine.backends.ceilings import known_rates
 from engine.backends.estimate import Rates, candidate_us, eager_us, rates
+from engine.backends.floors import Floor, floor, stated
 from engine.backends.ladder import Answer, metric_values
+from engine.confirmation import Confirmation
 from engine.errors import ConfigError, Fault
 from engine.judging.client import JUDGE_VERSION, JudgeClient
 from engine.records import (
@@ -50,7 +53,7 @@ class CpuBackend:
 
     def measure(self, operator: Operator, candidate: Judged | None, incumbent: Judged | None) -> Measurement:
         """Estimated times of the candidate, the incumbent and the eager reference: n is 0, intervals are points."""
-        precision, rate = self._precision(operator), self._rates(operator)
+        rate = self._rates(operator)
         times = {"eager": eager_us(operator.facts, rate)} if operator.facts.costs else {}
         notes = [] if times else ["eager is not estimated: the reference's operations are unknown"]
         for who, judged in (("candidate", candidate), ("incumbent", incumbent)):
@@ -59,18 +62,23 @@ class CpuBackend:
             elif judged is not None:
                 notes.append(f"{who} is not estimated: it has no launch record")
         ratios = [_ratio(who, us / times["candidate"]) for who, us in times.items() if "candidate" in times]
-        return Measurement(
+        made = Measurement(
             timings=tuple(Timing(who, ScoreKind.ESTIMATED, us, us, us, 0) for who, us in times.items()),
             ratios=tuple(ratio for ratio in ratios if ratio.over != "candidate"),
-            floor_us=floor_us(operator.facts, self._backend.hardware, precision),
+            floor_us=None,
             settings={
                 "protocol": "estimate: max(flops / rate, bytes / bandwidth) per launch, plus overhead",
-                "precision": precision.value,
+                "precision": self._precision(operator).value,
                 "chip": self._backend.hardware_source,
                 "launch_overhead_us": f"{self._cpu.launch_overhead_us:g}",
             },
             note="; ".join(notes),
         )
+        return stated(made, self._floor(operator))
+
+    def confirm(self, operator: Operator, winner: Judged) -> Confirmation:
+        """In the interpreter, at small shapes; an estimate is the same each time and is not made again."""
+        return self._judge.confirm(operator.task, self._precision(operator), winner, None)
 
     def profile(self, operator: Operator, candidate: Judged | None, metrics: Sequence[str]) -> tuple[MetricValue, ...]:
         """Resources of the compiled kernels, the launch record and algebra; counters do not exist here."""
@@ -80,15 +88,20 @@ class CpuBackend:
 
     def _answer(self, name: str, operator: Operator, trace: Trace | None) -> Answer:
         if name == "static":
-            return static_answer(trace)
+            return static_answer(trace, self._backend.target)
         if name == "trace":
-            return trace_answer(trace, operator.facts)
+            return trace_answer(trace, operator.facts, self._backend.hardware["sm_count"])
         if name == "algebra":
             rate = self._rates(operator)
             time_us = eager_us(operator.facts, rate) if trace is None else candidate_us(trace, operator.facts, rate)
-            floor = floor_us(operator.facts, self._backend.hardware, self._precision(operator))
-            return algebra_answer(operator.facts, floor, time_us if time_us > 0 else None)
+            found = self._floor(operator)
+            return algebra_answer(operator.facts, found.us if found else None, time_us if time_us > 0 else None)
         return Answer(name, (), "this back-end has no such profiler")
+
+    def _floor(self, operator: Operator) -> Floor | None:
+        # The declared chip is not this machine: what was measured here says nothing of it.
+        known = known_rates(self._backend.hardware, self._backend.hardware_source)
+        return floor(operator.facts, known, self._precision(operator))
 
     def _rates(self, operator: Operator) -> Rates:
         overhead_us = self._cpu.launch_overhead_us

@@ -1,4 +1,6 @@
-"""Which back-end this machine has, asked of the driver itself: no torch import, no context, a few milliseconds."""
+"""Which back-end this machine has, asked of the driver itself: no torch import, no context, a few milliseconds.
+
+An Ascend NPU is never chosen by itself: its back-end has not run on one."""
 
 from __future__ import annotations
 

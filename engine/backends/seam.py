@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from engine.confirmation import Confirmation
 from engine.records import Device, Judged, Measurement, MetricValue, Operator, Verdict
 
 
@@ -23,6 +24,11 @@ class Backend(Protocol):
     def measure(self, operator: Operator, candidate: Judged | None, incumbent: Judged | None) -> Measurement:
         """Time a correct candidate paired with the baselines and, where given, the incumbent; without a candidate, the
         baselines and the floor alone. Never judges again: the launch records come with the candidates."""
+        ...
+
+    def confirm(self, operator: Operator, winner: Judged) -> Confirmation:
+        """The last look at the kernel that is to be reported: judged on other seeds at other shapes; where there is a
+        device also timed in fresh processes."""
         ...
 
     def profile(self, operator: Operator, candidate: Judged | None, metrics: Sequence[str]) -> tuple[MetricValue, ...]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.doctor import Line
+from engine.judging.sanitizer import find_sanitizer
 
 NAME_BYTES = 128
 PROBE_TIMEOUT_S = 180
@@ -30,7 +31,11 @@ class Driver:
 def gpu_lines() -> list[Line]:
     driver = cuda_driver()
     ncu = find_tool("ncu", NCU_FOLDERS)
-    return [gpu_line(driver), *_clocks(driver), ncu_line(ncu, driver), _permission(ncu, driver), msprof_line()]
+    return [gpu_line(driver), *_clocks(driver), ncu_line(ncu, driver), _permission(ncu, driver), *_more(driver)]
+
+
+def _more(driver: Driver | None) -> list[Line]:
+    return [sanitizer_line(find_sanitizer(), driver), msprof_line()]
 
 
 def cuda_driver() -> Driver | None:
@@ -89,6 +94,15 @@ def ncu_line(path: str | None, driver: Driver | None) -> Line:
     if driver is None:
         return Line("ncu", "ok", "not installed, and without a GPU not needed")
     return Line("ncu", "warn", "not found", "install Nsight Compute; until then stages go on without hardware counters")
+
+
+def sanitizer_line(path: str | None, driver: Driver | None) -> Line:
+    if path is not None:
+        return Line("compute-sanitizer", "ok", path)
+    if driver is None:
+        return Line("compute-sanitizer", "ok", "not installed, and without a GPU not needed")
+    remedy = "it comes with the CUDA toolkit; until then the best kernels are confirmed without it"
+    return Line("compute-sanitizer", "warn", "neither on PATH nor beside CUDA_HOME", remedy)
 
 
 def _permission(path: str | None, driver: Driver | None) -> Line:

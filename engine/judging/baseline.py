@@ -2,7 +2,8 @@
 
 JSON lines: {"op": "open", ...} as `gpu_side.Open` -> {"settings": {...}, "sets": n}; {"op": "build", "who": name} ->
 {"absent": null, or why}, name being eager, compile, eager_graph or compile_graph; {"op": "time_block", "who": name,
-"ms": 5} -> {"times_us": [...]}. It never sees candidate code, and its inputs have values of their own.
+"ms": 5} -> {"times_us": [...]}; {"op": "count", "counters": [...], "limit": n} -> counters of one eager call
+(`counting.count`). It never sees candidate code, and its inputs have values of their own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from engine.canonical import Json
 from engine.codec import decode
 from engine.errors import EngineError
-from engine.judging import gpu_side
+from engine.judging import counting, gpu_side
 from engine.judging.gpu_clock import CallTimer
 from engine.judging.gpu_graphs import GraphTimer
 
@@ -34,6 +35,9 @@ class Baselines:
             return self._open(decode(gpu_side.Open, request, "request to the baseline"))
         if message["op"] == "build":
             return {"absent": self._build(request["who"])}
+        if message["op"] == "count":
+            counters, limit = request["counters"], request["limit"]
+            return counting.count(self._eager(), counters, limit, None, cold=self._request.flush_l2)
         timer = self._timers[request["who"]]
         cold = self._request.flush_l2
         times = timer.block(request["ms"], cold=cold) if isinstance(timer, GraphTimer) else timer.block(request["ms"])
@@ -46,12 +50,22 @@ class Baselines:
         self._sets = gpu_side.input_sets(self._task, request.seed)
         return {"settings": gpu_side.settings_in_force(), "sets": len(self._sets)}
 
-    def _build(self, who: str) -> str | None:
+    def _opened(self) -> ModuleType:
         if self._task is None:
-            raise EngineError("build before a successful open")
+            raise EngineError("a command before a successful open")
+        return self._task
+
+    def _model(self, task: ModuleType) -> Callable[..., object]:
+        return gpu_side.build_model(task, task, "Model", self._request.seed)
+
+    def _eager(self) -> Callable[[], object]:
+        return gpu_side.calls_of(self._model(self._opened()), self._sets)[0]
+
+    def _build(self, who: str) -> str | None:
+        task = self._opened()
         try:
             mode, _, form = who.partition("_")
-            model: Callable[..., object] = gpu_side.build_model(self._task, self._task, "Model", self._request.seed)
+            model = self._model(task)
             if mode == "compile":
                 model = torch.compile(model, dynamic=False)
             calls = gpu_side.calls_of(model, self._sets)

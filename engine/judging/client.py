@@ -5,25 +5,34 @@ from __future__ import annotations
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.canonical import Json
 from engine.codec import decode, encode
-from engine.errors import EngineError, MissingError, WorkerError
-from engine.records import Measurement, Operator, Precision, Task, TaskLint, Verdict
-from engine.settings import JudgeSettings, Settings
+from engine.confirmation import Confirmation
+from engine.errors import EngineError, MissingError, ProfilerError, WorkerError
+from engine.records import Judged, Measurement, Operator, Precision, Task, TaskLint, Verdict
+from engine.settings import JudgeSettings, ProfilerSettings, Settings
 from engine.worker import Worker, scrubbed_environment
+from profilers.cupti import Counted
 
-JUDGE_VERSION = "2"
+JUDGE_VERSION = "3"
 """Part of every step key: raise it when a verdict may change for the same candidate."""
 
 START_S = 180.0
+REFUSED_CHARS = 600
+SANITIZERS = 3
+"""Tools of compute-sanitizer that one confirmation runs."""
 
 LINT_S = 120.0
 """For the lint of one task on the CPU, which takes about a second."""
 WORK_SHARE = 0.8
 """Of a lint's time after which it answers with what it has; at the end of all its time it is killed."""
+
+
+class NotCounted(ProfilerError):
+    """This call cannot be counted so: a candidate has no plan for it, or fails."""
 
 
 class JudgeClient:
@@ -77,6 +86,64 @@ class JudgeClient:
         if "fault" in answer:
             raise _fault(answer["fault"], worker.log)
         return decode(Measurement, answer["measurement"], "measurement")
+
+    def confirm(self, task: Task, precision: Precision, winner: Judged, floor_us: float | None) -> Confirmation:
+        """The last look at a kernel: verdict, drop test, sanitizers and times, as far as the back-end has them."""
+        worker = self._take()
+        request = {
+            "task": encode(task),
+            "precision": precision.value,
+            "source": winner.source,
+            "trace": None if winner.trace is None else encode(winner.trace),
+            "floor_us": floor_us,
+        }
+        limits, asked = self._settings.judge.limits, self._settings.judge.confirm
+        checks_s = limits.trace_s + 2 * limits.run_s + SANITIZERS * asked.sanitizer_s
+        times_s = asked.repeats * (START_S + 4 * (limits.trace_s + limits.run_s))
+        answer = worker.ask({"op": "confirm", "request": request}, START_S + checks_s + times_s)
+        self._give(worker)
+        if "fault" in answer:
+            raise _fault(answer["fault"], worker.log)
+        return decode(Confirmation, answer["confirmation"], "confirmation")
+
+    def count(
+        self,
+        task: Task,
+        precision: Precision,
+        source: str | None,
+        counters: Sequence[str],
+        limit: int,
+        ncu: ProfilerSettings | None = None,
+    ) -> Counted:
+        """Counters of each launch of one call, of `limit` launches at most, in a process that is warm already, or by
+        `ncu`. NotCounted where this call cannot be, ProfilerError where the tool gives nothing."""
+        worker = self._take()
+        request = {"task": encode(task), "precision": precision.value, "source": source}
+        request |= {"counters": list(counters), "limit": limit}
+        request["ncu"] = None if ncu is None else {"path": ncu.path, "timeout_s": ncu.timeout_s}
+        limits = self._settings.judge.limits
+        answer = worker.ask({"op": "count", "request": request}, START_S + 2 * (limits.trace_s + limits.run_s))
+        self._give(worker)
+        if "fault" in answer:
+            raise _fault(answer["fault"], worker.log)
+        if "refused" in answer:
+            raise NotCounted(str(answer["refused"])[:REFUSED_CHARS])
+        if "unavailable" in answer:
+            raise ProfilerError(str(answer["unavailable"])[:REFUSED_CHARS])
+        return decode(Counted, answer["counted"], "counters")
+
+    def cubins(self, task: Task, precision: Precision, source: str) -> tuple[str, ...]:
+        """Files of a judged candidate's compiled kernels at full size. NotCounted where it has no plan."""
+        worker = self._take()
+        request = {"task": encode(task), "precision": precision.value, "source": source, "counters": [], "limit": 1}
+        limits = self._settings.judge.limits
+        answer = worker.ask({"op": "cubins", "request": {**request, "ncu": None}}, START_S + limits.trace_s)
+        self._give(worker)
+        if "fault" in answer:
+            raise _fault(answer["fault"], worker.log)
+        if "refused" in answer:
+            raise NotCounted(str(answer["refused"])[:REFUSED_CHARS])
+        return tuple(answer["paths"])
 
     def _take(self) -> Worker:
         with self._lock:
@@ -168,7 +235,7 @@ def _not_examined(task: Task, why: str) -> TaskLint:
 def _service(folder: Path, environment: Mapping[str, str]) -> Worker:
     own = {**dict.fromkeys(("HOME", "TMPDIR"), str(folder)), **environment}
     return Worker(
-        [sys.executable, "-m", "engine.judging.service"],
+        [sys.executable, "-m", "engine.worker", "engine.judging.service"],
         environment=scrubbed_environment({**own, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}),
         cwd=str(folder),
         log=str(folder / "judge.log"),

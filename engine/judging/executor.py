@@ -4,7 +4,9 @@ its own. A child of kind `execute` of the fork server; the judge writes inputs a
 Commands: `open` {device}; `reserve` {bytes} -> {token}; `load` {kernels} with cubins in base64; `plan` {plan, keys,
 offsets, tf32}: where each set's buffers lie in the arena (-1: not there); `run` {part, set, traffic} one call; `choose`
 {set, repeats} freezes autotuning; `export` {set, part, places} copies outputs that are not in the arena into it;
-`graphs` {sets} captures; `time_block` {ms, cold} -> {times_us} of one call each.
+`graphs` {sets} captures; `time_block` {ms, cold} -> {times_us} of one call each; `wall_clock` {ms} -> {events_us,
+wall_us} of a call over one run of replays; `count` {set, counters, limit, cold} ->
+{samples, launches, passes, unknown}: hardware counters of each launch of the steady call.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ import torch
 from engine.canonical import Json
 from engine.codec import decode
 from engine.errors import EngineError
-from engine.judging import arena, replaying
+from engine.judging import arena, counting, replaying
 from engine.judging.gpu_graphs import GraphTimer
+from engine.judging.images import Image
 from engine.judging.plan import Plan
 from engine.judging.wire import Channel, ChannelClosed
 
@@ -29,21 +32,6 @@ TRAFFIC_BYTES = 256 << 20
 """Written again and again beside a call, so that a race meets other timing than alone."""
 
 MESSAGE_CHARS = 2000
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """One compiled kernel as it travels: `image` in base64, the rest as `compiler.CompiledKernel` has it."""
-
-    key: str
-    image: str
-    symbol: str
-    parameters: tuple[str, ...]
-    threads: int
-    shared_bytes: int
-    cluster: tuple[int, int, int]
-    cooperative: bool
-    scratch_bytes: int
 
 
 @dataclass(slots=True)
@@ -184,6 +172,21 @@ def _time_block(state: State, message: Json) -> Json:
     return {"times_us": state.timer.block(message["ms"], cold=message["cold"])}
 
 
+def _wall_clock(state: State, message: Json) -> Json:
+    if state.timer is None:
+        raise EngineError("wall_clock before graphs")
+    events_us, wall_us = state.timer.by_wall_clock(message["ms"])
+    return {"events_us": events_us, "wall_us": wall_us}
+
+
+def _count(state: State, message: Json) -> Json:
+    session, plan = state.ready, state.ready.plan
+    names = [plan.kernels[step.launch[0].kernel].name for step in plan.steady.steps if step.launch]
+    known = None if any(step.call is not None for step in plan.steady.steps) else names
+    call, counters, limit = _steady(session, message["set"]), message["counters"], message["limit"]
+    return counting.count(call, counters, limit, known, cold=message["cold"])
+
+
 def _synchronize(state: State) -> None:
     if state.device != "cpu":
         torch.cuda.synchronize()
@@ -199,6 +202,8 @@ HANDLERS: Mapping[str, Callable[[State, Any], Json]] = {
     "export": _export,
     "graphs": _graphs,
     "time_block": _time_block,
+    "wall_clock": _wall_clock,
+    "count": _count,
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -14,12 +14,13 @@ from engine.canonical import Json
 from engine.codec import encode
 from engine.errors import MissingError
 from engine.judging import sandbox
+from engine.judging.answers import plain_text
 from engine.judging.children import Child, ChildEnded, ChildTimeout, ForkServerClient, new_scratch
 from engine.judging.inputs import UnsupportedTask
 from engine.judging.lint import lint, lint_problem
 from engine.judging.messages import Failure, ended, failure_of, is_memory
 from engine.judging.policy import policy_problem, trace_from
-from engine.judging.references import References
+from engine.judging.references import References, init_json
 from engine.judging.static_screen import screen
 from engine.records import CheckResult, LintSeverity, Mode, Reason, Status, Task, TaskLint, Trace, Verdict
 from engine.settings import JudgeSettings
@@ -107,13 +108,23 @@ class Judge:
         self.device: OnDevice | None = None
         """Replays launch plans where there is a device; the service puts it there."""
 
-    def judge(self, task: Task, source: str, seed: int) -> Verdict:
-        """The verdict on one candidate; candidates' failures are data, EngineError means ours broke."""
+    def judge(
+        self,
+        task: Task,
+        source: str,
+        seed: int,
+        *,
+        further: Callable[[Findings], None] | None = None,
+        trace: Trace | None = None,
+    ) -> Verdict:
+        """The verdict on one candidate; candidates' failures are data, EngineError means ours broke. `further`: checks
+        after those of every candidate, in place of the task's lint; it may raise Stop. `trace`: its launch record where
+        it has been traced and held to the policy before."""
         started = time.monotonic()
-        found = Findings(seed)
+        found = Findings(seed, trace=trace)
         stop: Stop | None = None
         try:
-            self._decide(task, source, found)
+            self._decide(task, source, found, further)
         except Stop as stopped:
             # Without its traceback, whose frames hold the tensors compared.
             stop = Stop(stopped.failure, stopped.variant, stopped.suite)
@@ -130,15 +141,15 @@ class Judge:
             status=Status.CORRECT if stop is None else stop.failure.status,
             reason=None if stop is None else stop.failure.reason,
             mode=found.mode or self.place.mode,
-            message="" if stop is None else stop.failure.message[:MESSAGE_CHARS],
+            message="" if stop is None else plain_text(stop.failure.message[:MESSAGE_CHARS]),
             precision_class=found.precision_class,
             error_ratio=max(ratios) if ratios else None,
             variant=None if stop is None else stop.variant,
             suite=None if stop is None else stop.suite,
             checks=tuple(found.checks),
             trace=found.trace,
-            trace_error=found.trace_error,
-            remarks=tuple(found.remarks),
+            trace_error=None if found.trace_error is None else plain_text(found.trace_error),
+            remarks=tuple(map(plain_text, found.remarks)),
             sandbox=found.layers,
             seed=seed,
             wall_s=time.monotonic() - started,
@@ -146,7 +157,7 @@ class Judge:
             stages=dict(found.stages),
         )
 
-    def _decide(self, task: Task, source: str, found: Findings) -> None:
+    def _decide(self, task: Task, source: str, found: Findings, further: Callable[[Findings], None] | None) -> None:
         with found.stage("screen"):
             screened = screen(source)
         found.remarks.extend(screened.remarks)
@@ -156,6 +167,9 @@ class Judge:
         host_ops = task.contract.host_ops or self.settings.host_ops
         if self.device is None or not self.device.decide(task, source, host_ops, found):
             self._in_own_process(task, source, host_ops, found)
+        if further is not None:
+            further(found)
+            return
         with found.stage("lint"):
             self._lint(task, found)
 
@@ -205,9 +219,12 @@ class Judge:
             "target": self.place.target,
             "compile": self.place.compile_kernels,
             "budget_s": limit / 2,
+            "real": False,
         }
         with self.child("trace", found) as child:
             answer = ask(child, message, limit, "while it was imported and traced at full size", "full")
+        if "error" in answer and self.place.device == "cpu" and self.place.compile_kernels:
+            self._compile_on_values(task, message, found)
         try:
             if "error" in answer:
                 found.trace_error = trace_failure(answer["error"], "traced at full size", "full").message[:400]
@@ -221,6 +238,24 @@ class Judge:
         )
         if problem is not None:
             raise Stop(problem, "full")
+
+    def _compile_on_values(self, task: Task, message: Mapping[str, Json], found: Findings) -> None:
+        """What fake tensors cannot follow is traced on a small variant's values, so that its kernels are compiled: the
+        interpreter runs what no compiler takes. What fails there is left to the run."""
+        variant = self.references.variants(task)[0]
+        reference = self.references.reference(task, variant)
+        init, program = init_json(reference.init_inputs), encode(reference.inputs)
+        again = {**message, "init": init, "program": program, "real": True}
+        with self.child("trace", found) as child:
+            limit = self.settings.limits.trace_s
+            answer = ask(child, again, limit, f"while it was traced (variant {variant})", variant)
+        if "error" in answer:
+            return
+        try:
+            _, found.interpreter_limit = trace_from(answer)
+            stop_on_compile_error(answer["compile_error"], variant)
+        except MALFORMED as error:
+            raise nonsense(error, variant) from error
 
     @contextlib.contextmanager
     def child(self, kind: str, found: Findings) -> Iterator[Child]:
@@ -236,6 +271,7 @@ class Judge:
             processes=limits.processes,
             file_bytes=1 << 40 if on_gpu else limits.file_mib << 20,
             gpu=on_gpu,
+            required=self.settings.sandbox == "required",
         )
         with Child(self._servers[kind], kind, confinement) as child:
             try:
@@ -243,12 +279,6 @@ class Judge:
             except (ChildEnded, ChildTimeout) as error:
                 hint = f"{child.output()[-400:]}\npython -m engine.doctor names the layers"
                 raise MissingError(f"the sandbox did not start: {error}", hint=hint) from error
-            missing = [layer for layer in sandbox.LAYERS if layer not in child.layers]
-            if missing and self.settings.sandbox == "required":
-                raise MissingError(
-                    f"judge.sandbox=required, but {', '.join(missing)} is not available here",
-                    hint="judge.sandbox=best_effort uses what the kernel offers",
-                )
             found.layers = child.layers
             yield child
 
@@ -264,6 +294,9 @@ def ask(
         raise Stop(Failure(Status.FAILED, Reason.TIMEOUT, text), variant, suite) from error
     except ChildEnded as error:
         raise Stop(ended(error.status, when, child.output()), variant, suite) from error
+    except RecursionError as error:
+        text = f"its process answered lists within lists beyond any reading, {when}"
+        raise Stop(Failure(Status.FAILED, Reason.CRASH, text), variant, suite) from error
     if not isinstance(answer, Mapping):
         text = f"its process answered {type(answer).__name__} where an object was expected, {when}"
         raise Stop(Failure(Status.FAILED, Reason.CRASH, text), variant, suite)

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import secrets
+import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+from engine.codec import decode, encode
+from engine.judging.counted import CountedReplay
 from engine.judging.executors import Executor, ExecutorFault, ExecutorPool
 from engine.judging.gpu_state import lease
 from engine.judging.judge import Findings, Judge, Stop
-from engine.judging.messages import Failure
+from engine.judging.messages import Failure, is_memory
 from engine.judging.planned import Planner, Prepared, Untraceable
 from engine.judging.references import FULL
 from engine.judging.replayed import NotReplayable, ReplayedVariant
 from engine.judging.timed import TimedReplay
 from engine.records import Reason, Status, Task
+from profilers.cupti import Counted
+from profilers.ncu import Ncu
+from profilers.seam import Job, absent
+
+Replayed = TypeVar("Replayed", bound=ReplayedVariant)
 
 KEPT = 32
 """Candidates whose compiled plans are kept for timing them later."""
@@ -29,6 +40,16 @@ class ReplayJudge:
     def __init__(self, judge: Judge, planner: Planner, pool: ExecutorPool, lock: Path) -> None:
         self.judge, self.planner, self.pool, self.lock = judge, planner, pool, lock
         self._kept: OrderedDict[tuple[str, str], Prepared] = OrderedDict()
+        self._one_shot = False
+
+    @contextlib.contextmanager
+    def one_shot(self) -> Iterator[None]:
+        """Inside, every executor is one that has served no candidate before, and ends with its task."""
+        before, self._one_shot = self._one_shot, True
+        try:
+            yield
+        finally:
+            self._one_shot = before
 
     def shared(self) -> contextlib.AbstractContextManager[None]:
         return lease(self.lock, shared=True)
@@ -37,18 +58,41 @@ class ReplayJudge:
         """False when no plan describes the candidate: its own process has to run it."""
         try:
             prepared = self.prepared(task, source, host_ops, found)
-            with self.shared(), found.stage("check"):
-                started = time.monotonic()
-                try:
-                    self._check(task, source, prepared, found)
-                finally:
-                    found.gpu_s += time.monotonic() - started
+            try:
+                self._checked(self.shared(), task, source, prepared, found)
+            except (Stop, RuntimeError) as error:
+                if not _lacks_memory(error):
+                    raise
+                retried = str(error).splitlines()[0][:120]
+            else:
+                retried = ""
+            if retried:
+                # Others may have held what this needs; alone, what is missing then is missing.
+                found.checks.clear()
+                found.remark(f"checked again alone on the GPU: {retried}")
+                self.judge.references.give_back_memory()
+                self._checked(lease(self.lock), task, source, prepared, found)
         except (Untraceable, NotReplayable) as error:
             found.trace_error = str(error)
             found.checks.clear()
             found.precision_class = None
             return False
         return True
+
+    def _checked(
+        self,
+        held: contextlib.AbstractContextManager[None],
+        task: Task,
+        source: str,
+        prepared: Prepared,
+        found: Findings,
+    ) -> None:
+        with held, found.stage("check"):
+            started = time.monotonic()
+            try:
+                self._check(task, source, prepared, found)
+            finally:
+                found.gpu_s += time.monotonic() - started
 
     def prepared(
         self, task: Task, source: str, host_ops: str, found: Findings, variants: Sequence[str] | None = None
@@ -80,19 +124,86 @@ class ReplayJudge:
             intact = stop.failure.status is Status.REJECTED
             raise
         finally:
-            self.pool.give_back(executor, intact=intact)
+            self._give_back(executor, intact=intact)
+
+    @contextlib.contextmanager
+    def executor(self) -> Iterator[Executor]:
+        """An executor for one replay that may harm it."""
+        executor = self._executor()
+        try:
+            yield executor
+        finally:
+            self._give_back(executor, intact=False)
+
+    def _give_back(self, executor: Executor, *, intact: bool) -> None:
+        self.pool.give_back(executor, intact=intact and not self._one_shot)
 
     def _executor(self) -> Executor:
         try:
-            return self.pool.take()
+            executor = self.pool.take()
+            while self._one_shot and executor.uses:
+                self.pool.give_back(executor, intact=False)
+                executor = self.pool.take()
+            return executor
         except ExecutorFault as fault:
             raise Stop(
                 Failure(Status.UNDECIDED, Reason.OUT_OF_MEMORY, f"no executor can start now: {fault}")
             ) from fault
 
+    def compiled_keys(self, task: Task, source: str) -> tuple[str, ...]:
+        """Names of the kernels of the candidate's plan at full size. Raises Stop or Untraceable."""
+        found = Findings(secrets.randbits(62))
+        host_ops = task.contract.host_ops or self.judge.settings.host_ops
+        compiled = self.prepared(task, source, host_ops, found, (FULL,)).variants[FULL]
+        return tuple(dict.fromkeys(key for key in compiled.keys if key is not None))
+
     @contextlib.contextmanager
     def timed(self, task: Task, source: str, *, cold: bool) -> Iterator[TimedReplay]:
         """The candidate's plan at full size in an executor of its own, ready for the clock."""
+        with self._at_full_size(TimedReplay, task, source) as timed:
+            timed.open(cold=cold)
+            yield timed
+
+    def counted(self, task: Task, source: str, counters: Sequence[str], limit: int, *, cold: bool) -> Counted:
+        """Hardware counters of one call of the candidate, with L2 as the clock finds it."""
+        with self._at_full_size(CountedReplay, task, source) as counted:
+            with self.shared():
+                counted.open()
+            with lease(self.lock):
+                answer = decode(Counted, counted.count(counters, limit, cold=cold), "counters from an executor")
+            workload = counted.workload(cold=cold)
+            samples = tuple(dataclasses.replace(sample, workload=workload) for sample in answer.samples)
+            return dataclasses.replace(answer, samples=samples)
+
+    def counted_by(
+        self,
+        tool: Ncu,
+        folder: Path,
+        task: Task,
+        source: str,
+        counters: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        cold: bool,
+    ) -> Counted:
+        """The same by ncu, of a process that makes this call and nothing else; ProfilerError when it gives none."""
+        with self._at_full_size(CountedReplay, task, source) as counted:
+            with self.shared():
+                counted.open()
+                call = counted.lone_call()
+            request = folder / "call.json"
+            request.write_text(json.dumps(encode(call)))
+            command = (sys.executable, "-P", "-m", "engine.judging.lone_call", str(request))
+            symbols = {image.key: image.symbol for image in call.images}
+            order = tuple(symbols[launch.image] for launch in call.launches)
+            kernels, workload = tuple(dict.fromkeys(order)), counted.workload(cold=cold)
+            job = Job(command, str(folder), environment, kernels, counted.found.trace, workload, order=order)
+            with lease(self.lock):
+                samples = tool.collect(job, counters)
+            return Counted(samples, len(call.launches), 0, absent(samples, counters))
+
+    @contextlib.contextmanager
+    def _at_full_size(self, kind: type[Replayed], task: Task, source: str) -> Iterator[Replayed]:
         found = Findings(secrets.randbits(62))
         host_ops = task.contract.host_ops or self.judge.settings.host_ops
         prepared = self.prepared(task, source, host_ops, found, (FULL,))
@@ -100,9 +211,13 @@ class ReplayJudge:
         intact = False
         try:
             deadline = time.monotonic() + self.judge.settings.limits.run_s
-            timed = TimedReplay(self.judge, executor, prepared.variants[FULL], task, FULL, found, deadline)
-            timed.open(cold=cold)
-            yield timed
+            yield kind(self.judge, executor, prepared.variants[FULL], task, FULL, found, deadline)
             intact = True
         finally:
-            self.pool.give_back(executor, intact=intact)
+            self._give_back(executor, intact=intact)
+
+
+def _lacks_memory(error: Stop | RuntimeError) -> bool:
+    if isinstance(error, Stop):
+        return error.failure.reason is Reason.OUT_OF_MEMORY
+    return is_memory(error)

@@ -14,8 +14,8 @@ import torch
 from engine.canonical import Json
 from engine.codec import encode
 from engine.judging.compiler import CompiledKernel
-from engine.judging.executor import Image
 from engine.judging.executors import Executor, ExecutorFault
+from engine.judging.images import Image
 from engine.judging.inputs import derive_seed, flatten, replay
 from engine.judging.judge import Findings, Judge, Stop
 from engine.judging.layout import GARBAGE_BYTE, NAN_BYTE, Guards, Layout, lay_out, set_bytes
@@ -67,7 +67,7 @@ class Replay:
         self.guards = Guards(self.layout, self.memory)
         fresh = [kernel for key, kernel in compiled.kernels.items() if key not in executor.loaded]
         if fresh:
-            executor.ask({"op": "load", "kernels": [_image(kernel) for kernel in fresh]}, timeout_s)
+            executor.ask({"op": "load", "kernels": [encode(image_of(kernel)) for kernel in fresh]}, timeout_s)
             executor.loaded |= {kernel.key for kernel in fresh}
         offsets = [list(row) for row in self.layout.offsets]
         plan, keys = encode(compiled.plan), list(compiled.keys)
@@ -101,7 +101,7 @@ class Replay:
         """Put each input's bytes into the buffers that stand for it; those that outlive calls only at the first."""
         for index, buffer in enumerate(self.plan.buffers):
             if buffer.origin is Origin.INPUT and (first or buffer.life is Life.CALL):
-                self._place(index, number, buffer.bytes).copy_(_bytes(tensors[int(buffer.name)], buffer.bytes))
+                self._place(index, number, buffer.bytes).copy_(input_bytes(tensors[int(buffer.name)], buffer.bytes))
 
     def inputs_changed(self, number: int, tensors: Sequence[torch.Tensor]) -> list[int]:
         """Positions of inputs whose bytes are not what was written."""
@@ -112,7 +112,7 @@ class Replay:
                 if buffer.origin is Origin.INPUT
                 and buffer.life is Life.CALL
                 and not torch.equal(
-                    self._place(index, number, buffer.bytes), _bytes(tensors[int(buffer.name)], buffer.bytes)
+                    self._place(index, number, buffer.bytes), input_bytes(tensors[int(buffer.name)], buffer.bytes)
                 )
             }
         )
@@ -126,13 +126,8 @@ class Replay:
         return any(not torch.equal(place, raw) for place, raw in self._state(state))
 
     def _state(self, state: Mapping[str, torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for index, buffer in enumerate(self.plan.buffers):
-            if buffer.origin is Origin.STATE:
-                value = state[buffer.name].detach().contiguous().reshape(-1)
-                raw = value.view(torch.uint8) if value.numel() else value.new_empty(0, dtype=torch.uint8)
-                if raw.numel() != buffer.bytes:
-                    raise NotReplayable(f"{buffer.name} shares its storage with another parameter")
-                yield self._place(index, 0, buffer.bytes), raw
+        for index, raw in state_bytes(self.plan, state):
+            yield self._place(index, 0, raw.numel()), raw
 
     def run(self, part: str, number: int, timeout_s: float, *, traffic: bool = False) -> float:
         """Run a part of the plan to its end; seconds it took."""
@@ -154,7 +149,19 @@ class Replay:
         return _view(self.memory, places[index], packed).clone()
 
 
-def _bytes(tensor: torch.Tensor, size: int) -> torch.Tensor:
+def state_bytes(plan: Plan, state: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+    """Each buffer that stands for a parameter, with the parameter's bytes."""
+    for index, buffer in enumerate(plan.buffers):
+        if buffer.origin is Origin.STATE:
+            value = state[buffer.name].detach().contiguous().reshape(-1)
+            raw = value.view(torch.uint8) if value.numel() else value.new_empty(0, dtype=torch.uint8)
+            if raw.numel() != buffer.bytes:
+                raise NotReplayable(f"{buffer.name} shares its storage with another parameter")
+            yield index, raw
+
+
+def input_bytes(tensor: torch.Tensor, size: int) -> torch.Tensor:
+    """The bytes of an input's storage, of which a plan has `size`."""
     storage = tensor.detach().untyped_storage()
     if storage.nbytes() != size:
         raise NotReplayable(f"an input has {storage.nbytes()} bytes of storage on this device, {size} in the plan")
@@ -181,8 +188,9 @@ def _settle(memory: torch.Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def _image(kernel: CompiledKernel) -> Json:
-    image = Image(
+def image_of(kernel: CompiledKernel) -> Image:
+    """A compiled kernel as it travels to the process that loads it."""
+    return Image(
         key=kernel.key,
         image=base64.b64encode(kernel.cubin).decode(),
         symbol=kernel.symbol,
@@ -193,7 +201,6 @@ def _image(kernel: CompiledKernel) -> Json:
         cooperative=kernel.cooperative,
         scratch_bytes=kernel.global_scratch_bytes,
     )
-    return encode(image)
 
 
 class ReplayedVariant(VariantRun):
@@ -212,6 +219,8 @@ class ReplayedVariant(VariantRun):
     ) -> None:
         super().__init__(judge, task, variant, found, deadline)
         self.executor, self.compiled = executor, compiled
+        self.choices: tuple[int, ...] = ()
+        """Of each autotuned steady launch, in order, once the plan is loaded."""
         self._where: dict[str, tuple[str, int]] = {}
         self._turn = 0
 
@@ -245,7 +254,8 @@ class ReplayedVariant(VariantRun):
         if self.compiled.plan.first is not None:
             self.replay.run("first", 0, self._left())
         answer = self.executor.ask({"op": "choose", "set": 0, "repeats": 5}, self._left())
-        self.found.remark(f"{self.variant}: autotune choices {', '.join(map(str, answer['choices']))}")
+        self.choices = tuple(answer["choices"])
+        self.found.remark(f"{self.variant}: autotune choices {', '.join(map(str, self.choices))}")
         self.replay.fill_kept()
         self.replay.write_state(self.reference.model.state_dict())
         self.replay.run("prelude", 0, self._left())

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,21 +14,11 @@ import torch
 from engine.canonical import Json
 from engine.errors import EngineError
 from engine.judging.driver import Driver, Function
-from engine.judging.plan import Argument, Call, HostCall, Launch, Life, Origin, Plan, Ref, Step
+from engine.judging.images import ReplayError, packed
+from engine.judging.plan import Call, HostCall, Launch, Life, Origin, Plan, Ref, Step
 
 _STREAM: Any = torch.cuda.Stream
 MAX_SCRATCH_BYTES = 4 << 30
-_INTEGERS: Mapping[str, Any] = {
-    "i1": ctypes.c_int8,
-    "i8": ctypes.c_int8,
-    "i16": ctypes.c_int16,
-    "i32": ctypes.c_int32,
-    "i64": ctypes.c_int64,
-}
-
-
-class ReplayError(EngineError):
-    """The plan cannot be replayed here; the candidate is judged in its own process instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +70,11 @@ class Session:
         self._bound: dict[tuple[str, int], list[Callable[[], None]]] = {}
         self._choice: dict[tuple[str, int], int] = {}
         self._driver = Driver() if device != "cpu" else None
+
+    def place(self, buffer: int, memory: torch.Tensor) -> None:
+        """Give a buffer memory of its own in place of a part of the arena, in set 0; before anything is run."""
+        kept = self.plan.buffers[buffer].life is Life.KEPT
+        (self._kept if kept else self._made[0])[buffer] = memory
 
     def steps(self, part: str) -> tuple[Step, ...]:
         return self.plan.prelude if part == "prelude" else self.call(part).steps
@@ -212,7 +206,7 @@ class Session:
                 f"kernel takes {len(kernel.parameters)} arguments, the plan gives {len(launch.arguments)}"
             )
         values = [
-            self._value(kind, argument, number)
+            packed(kind, argument, lambda buffer: self._address(buffer, number))
             for kind, argument in zip(kernel.parameters, launch.arguments, strict=True)
         ]
         size = kernel.scratch_bytes * math.prod(launch.grid) * math.prod(kernel.function.cluster)
@@ -229,21 +223,6 @@ class Session:
             driver.launch(kernel.function, grid, addresses, stream)
 
         return start
-
-    def _value(self, kind: str, argument: Argument, number: int) -> Any:
-        if kind == "pointer":
-            if argument.kind != "pointer":
-                raise ReplayError(f"a kernel expects a pointer, the plan gives {argument.kind} {argument.value}")
-            return ctypes.c_uint64(self._address(argument.buffer, number) + argument.offset)
-        if argument.kind == "pointer":
-            raise ReplayError(f"a kernel expects {kind}, the plan gives a pointer")
-        if kind in _INTEGERS:
-            return _INTEGERS[kind](int(argument.value))
-        real = float(argument.value)
-        if kind in ("f32", "f64"):
-            return ctypes.c_float(real) if kind == "f32" else ctypes.c_double(real)
-        bits = struct.pack("<e", real) if kind == "f16" else struct.pack("<f", real)[2:]
-        return ctypes.c_uint16(int.from_bytes(bits, "little"))
 
     def _host_call(self, call: HostCall, number: int, stream: int) -> Callable[[], None]:
         operation: Any = torch.ops

@@ -2,32 +2,38 @@
 
 `python -m engine.judging.service`, JSON lines on stdin and stdout: `{"op": "open", ...}` as `Opening`, then
 `{"op": "judge", "task": Task, "source": text}` answered by `{"verdict": Verdict}`, and on a GPU
-`{"op": "measure", "request": MeasureRequest}` by `{"measurement": Measurement}`. A process that is not opened runs no
-candidate and answers `{"op": "lint", "task": Task, "settings": JudgeSettings, "limit_s": seconds}` by
-`{"lint": TaskLint}`, on the CPU. Our own faults come back as `{"fault": {"kind", "message", "hint"}}`.
+`{"op": "measure", "request": MeasureRequest}` by `{"measurement": Measurement}`; `{"op": "confirm", "request":
+ConfirmRequest}` by `{"confirmation": Confirmation}`; `{"op": "count", "request": CountRequest}` by `{"counted":
+Counted}`, `{"refused": why}` or `{"unavailable": why}`. A process that is not opened runs no candidate and answers
+`{"op": "lint", "task": Task, "settings": JudgeSettings, "limit_s": seconds}` by `{"lint": TaskLint}`, on the CPU. Our
+own faults come back as `{"fault": {"kind", "message", "hint"}}`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import os
 import resource
 import secrets
+import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.canonical import Json
 from engine.codec import decode, encode
-from engine.errors import EngineError
-from engine.records import Mode, Precision, Task
+from engine.errors import EngineError, ProfilerError
+from engine.records import Measurement, Mode, Precision, Task, Trace
 from engine.settings import CudaSettings, JudgeSettings
 
 if TYPE_CHECKING:
     from engine.judging.children import ForkServerClient
     from engine.judging.judge import Judge
+    from profilers.cupti import Counted
 
 
 SEED_USES = 16
@@ -64,6 +70,38 @@ class MeasureRequest:
     floor_us: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class ConfirmRequest:
+    """The kernel that is to be reported, with its launch record. `floor_us`: as in a request for times."""
+
+    task: Task
+    precision: Precision
+    source: str
+    trace: Trace | None
+    floor_us: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class NcuTool:
+    """The executable, and seconds for one profile."""
+
+    path: str
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CountRequest:
+    """Whose counters to read: a candidate's, or with `source` None the eager reference's; of `limit` launches."""
+
+    task: Task
+    precision: Precision
+    source: str | None
+    counters: tuple[str, ...]
+    limit: int
+    ncu: NcuTool | None = None
+    """None: by CUPTI in a process that is warm already."""
+
+
 class GpuSide:
     """What a judge with a GPU has beside it: the compiler, executors, and the clock."""
 
@@ -73,9 +111,10 @@ class GpuSide:
         from engine.judging.compiler import CompileService, Confines, DeviceLimits
         from engine.judging.executors import ExecutorPool, Seat
         from engine.judging.gpu_state import lock_path
-        from engine.judging.measure import Bench, Stopwatch
+        from engine.judging.measure import Stopwatch
         from engine.judging.on_device import ReplayJudge
         from engine.judging.planned import Planner
+        from engine.judging.sides import Bench
 
         settings, scratch = opening.settings, Path(opening.scratch)
         limits = settings.limits
@@ -87,11 +126,41 @@ class GpuSide:
         lock = lock_path(opening.gpu_uuid)
         self.compiler = CompileService(tracer, folder, scratch, confines)
         seat = Seat(opening.device)
-        self.pool = ExecutorPool(runner, seat, limits, scratch, lock, standby=cuda.standby)
+        required = settings.sandbox == "required"
+        self.pool = ExecutorPool(runner, seat, limits, scratch, lock, standby=cuda.standby, required=required)
         planner = Planner(judge, self.compiler, DeviceLimits(opening.shared_bytes), self.pool.warm)
-        judge.device = replays = ReplayJudge(judge, planner, self.pool, lock)
-        bench = Bench(cuda, limits, opening.gpu_uuid, opening.environment, scratch, replays)
-        self.stopwatch = Stopwatch(bench)
+        judge.device = self.replays = ReplayJudge(judge, planner, self.pool, lock)
+        self.bench = Bench(cuda, limits, opening.gpu_uuid, opening.environment, scratch, self.replays, required)
+        self.stopwatch = Stopwatch(self.bench)
+
+    def measure_afresh(self, request: ConfirmRequest) -> Measurement:
+        """Times from processes that are started for it, the baselines' among them."""
+        from engine.judging.measure import Stopwatch
+
+        # The candidate's own Python was called once, when it was first timed.
+        cuda = dataclasses.replace(self.bench.cuda, python_probe=False)
+        stopwatch = Stopwatch(dataclasses.replace(self.bench, cuda=cuda))
+        try:
+            return stopwatch.measure(request.task, request.precision, request.source, None, request.floor_us)
+        finally:
+            stopwatch.close()
+
+    def counted_by_ncu(self, task: Task, source: str, counters: Sequence[str], limit: int, ncu: NcuTool) -> Counted:
+        """Counters by ncu of a process that replays the plan and imports no PyTorch, confined like a candidate's."""
+        from engine.judging.children import new_scratch
+        from engine.judging.confined import copied_package, write_launcher
+        from engine.worker import scrubbed_environment
+        from profilers.ncu import Ncu
+
+        folder = Path(new_scratch(Path(self.bench.scratch)))
+        copied_package(folder)
+        tool = Ncu(ncu.path, ncu.timeout_s, limit, write_launcher(folder, self.bench.limits, ncu.timeout_s))
+        environment = scrubbed_environment({**self.bench.environment, "PYTHONPATH": str(folder)})
+        try:
+            cold = self.bench.cuda.flush_l2
+            return self.replays.counted_by(tool, folder, task, source, counters, environment, cold=cold)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
         self.stopwatch.close()
@@ -107,11 +176,13 @@ class Service:
 
         scratch = Path(opening.scratch)
         scratch.mkdir(parents=True, exist_ok=True)
-        self.settings = opening.settings
+        self.opening, self.settings = opening, opening.settings
         self._seeds: dict[str, tuple[int, int]] = {}
-        self.tracer = ForkServerClient(opening.environment, scratch / "tracer.log")
+        self.tracer = ForkServerClient(opening.environment, scratch / "tracer.log", gpu=False)
         interpret = {"TRITON_INTERPRET": "1"} if opening.device == "cpu" else {}
-        self.runner = ForkServerClient({**opening.environment, **interpret}, scratch / "runner.log")
+        self.runner = ForkServerClient(
+            {**opening.environment, **interpret}, scratch / "runner.log", gpu=opening.device != "cpu"
+        )
 
         import torch
 
@@ -150,6 +221,63 @@ class Service:
             request.task, request.precision, request.source, request.incumbent, request.floor_us
         )
         return {"measurement": encode(measurement)}
+
+    def handle_count(self, message: Json) -> Json:
+        """`refused`: this call cannot be counted; `unavailable`: no call can, by this tool on this machine."""
+        from engine.judging.judge import Stop
+        from engine.judging.planned import Untraceable
+        from engine.judging.replayed import NotReplayable
+        from engine.judging.sides import SideLostError
+
+        if self.gpu is None:
+            raise EngineError("a judge without a GPU was asked for counters")
+        request = decode(CountRequest, message["request"], "request for counters")
+        task, counters, limit = request.task, request.counters, request.limit
+        try:
+            if request.source is None:
+                counted = self.gpu.stopwatch.count_reference(task, request.precision, counters, limit)
+            elif request.ncu is None:
+                cold = self.gpu.bench.cuda.flush_l2
+                counted = encode(self.gpu.replays.counted(task, request.source, counters, limit, cold=cold))
+            else:
+                counted = encode(self.gpu.counted_by_ncu(task, request.source, counters, limit, request.ncu))
+        except (Stop, Untraceable, NotReplayable, SideLostError) as error:
+            return {"refused": str(error)}
+        except ProfilerError as error:
+            return {"unavailable": "; ".join(filter(None, (str(error), error.hint)))}
+        return {"counted": counted}
+
+    def handle_cubins(self, message: Json) -> Json:
+        """Where the compiled kernels of a candidate lie; `refused` where it has no plan."""
+        from engine.judging.judge import Stop
+        from engine.judging.planned import Untraceable
+
+        if self.gpu is None:
+            raise EngineError("a judge without a GPU was asked for compiled kernels")
+        request = decode(CountRequest, message["request"], "request for compiled kernels")
+        assert request.source is not None, "the reference has no compiled kernels of ours"
+        try:
+            keys = self.gpu.replays.compiled_keys(request.task, request.source)
+        except (Stop, Untraceable) as error:
+            return {"refused": str(error)}
+        return {"paths": [str(self.gpu.compiler.entry(key)) for key in keys]}
+
+    def handle_confirm(self, message: Json) -> Json:
+        from engine.judging.confirm import Confirmer, Device
+        from engine.judging.inputs import derive_seed
+
+        request = decode(ConfirmRequest, message["request"], "request for a confirmation")
+        given = self.settings.seed
+        seed = secrets.randbits(62) if given is None else derive_seed(given, "confirm")
+        device = None
+        if self.gpu is not None:
+            gpu = self.gpu
+            clock = functools.partial(gpu.measure_afresh, request)
+            device = Device(gpu.replays, self.opening.environment, Path(self.opening.scratch), clock)
+        made = Confirmer(self.judge, self.settings.confirm).confirm(
+            request.task, request.source, seed, device, request.trace
+        )
+        return {"confirmation": encode(made)}
 
     def close(self) -> None:
         if self.gpu is not None:
@@ -199,6 +327,9 @@ def serve() -> None:
                 handlers: Mapping[str, Callable[[Json], Json]] = {
                     "judge": service.handle_judge,
                     "measure": service.handle_measure,
+                    "count": service.handle_count,
+                    "cubins": service.handle_cubins,
+                    "confirm": service.handle_confirm,
                 }
                 answer = handlers[message["op"]](message)
         except EngineError as error:

@@ -91,7 +91,8 @@ class Run:
         self.verdict(where, name, correct=speedup is not None)
         if speedup is None:
             return
-        self.journal.write("timing", **where, candidate_id=name, who="candidate", **self.times(100 / speedup))
+        floor = {"floor_us": 40.0, "below_floor": 100 / speedup < 36}
+        self.journal.write("timing", **where, candidate_id=name, who="candidate", **self.times(100 / speedup), **floor)
         ratio = {"value": speedup, "lo": speedup * 0.9, "hi": speedup * 1.1, "n": 20}
         self.journal.write("ratio", **where, candidate_id=name, over="eager", **ratio)
         promoted = more.get("promoted", True)
@@ -116,6 +117,8 @@ class Run:
             message="" if correct else "out[0] is 1, expected 2",
             seed=7,
             wall_s=1.5,
+            gpu_s=0.25,
+            stages={"check": 0.5},
         )
 
     def rule(self, task: str, stage: str, kind: str, name: str, outcome: str, operands: Json, *, obeyed: bool) -> None:
@@ -137,6 +140,7 @@ class Run:
 
     def metrics(self, task: str, stage: str, name: str | None, **values: float | None) -> None:
         for metric, value in values.items():
+            doubted = metric == "dram_pct" and value is not None
             self.journal.write(
                 "metric",
                 task_id=task,
@@ -146,8 +150,9 @@ class Run:
                 value=value,
                 unit="u",
                 source="trace",
-                confidence=1.0,
+                confidence=0.0 if doubted else 1.0,
                 note="",
+                contradiction="bandwidth: more than the memory reaches" if doubted else "",
             )
 
     def stage_end(self, task: str, stage: str, outcome: str, *, best: str, speedup: float, **more: Json) -> None:
@@ -171,8 +176,34 @@ class Run:
         fields = {"category": category, "parent_id": None, "audit": audit}
         self.journal.write("stage_started", task_id=task, stage=stage, **fields)
 
+    def confirmation(self, task: str, name: str) -> None:
+        self.journal.write(
+            "confirmation",
+            task_id=task,
+            candidate_id=name,
+            outcome="confirmed",
+            status="correct",
+            reason=None,
+            mode="plan",
+            message="",
+            error_ratio=1.0,
+            variant=None,
+            suite=None,
+            variants={"unseen1": {"N": 7}},
+            drops=[{"kernel": "k", "effect": True}],
+            sanitizers=[{"tool": "memcheck", "errors": 0, "note": ""}],
+            ratios=[],
+            chosen=None,
+            remarks=[],
+            seed=9,
+            wall_s=2.0,
+            gpu_s=1.0,
+        )
+
     def task_end(self, task: str, category: str, outcome: str, best: str | None, speedup: float | None) -> None:
         solved = speedup is not None
+        if best is not None:
+            self.confirmation(task, best)
         self.journal.write(
             "task_ended",
             task_id=task,
@@ -187,6 +218,7 @@ class Run:
             fastest="compile" if solved else None,
             headroom=10 / speedup if speedup else None,
             score_kind=self.kind if solved else None,
+            confirmed=solved or None,
         )
 
     def end(self, tasks: int, wall_s: float) -> None:

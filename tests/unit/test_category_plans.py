@@ -27,7 +27,14 @@ CATEGORIES = {name: load_category(name) for name in STAGES}
 METRICS = load_metrics()
 THRESHOLDS = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text())["thresholds"]
 KNOWN = vocabulary(METRICS, THRESHOLDS)
-COUNTERS = {name for name, metric in METRICS.items() if set(metric.spellings) == {"ncu"}}
+TOOLS = {"ncu", "cupti", "static", "trace", "algebra", "msprof", "msprof_op", "torch_npu"}
+WITHOUT_COUNTERS = ("static", "trace", "algebra")
+COUNTERS = {
+    name
+    for name, metric in METRICS.items()
+    if not any(tool in WITHOUT_COUNTERS and spelled.confidence == 1 for tool, spelled in metric.spellings.items())
+}
+"""Metrics that only hardware counters measure; what else there is for them are substitutes."""
 RULES = [
     (category, stage, kind, name, rule)
     for category, settings in CATEGORIES.items()
@@ -226,19 +233,33 @@ CONTRACT = [
     "compute_pct",
     "tensor_pct",
     "occupancy_pct",
+    "occupancy_limit_registers",
+    "occupancy_limit_shared",
+    "occupancy_limit_blocks",
+    "occupancy_limit_warps",
     "occupancy_limiter",
     "registers",
     "spill_bytes",
+    "local_bytes",
     "shared_bytes",
+    "bank_conflict_pct",
     "dram_pct",
+    "dram_bytes",
     "dram_read_bytes",
     "dram_write_bytes",
     "l1_hit_pct",
     "l2_hit_pct",
     "sector_bytes",
+    "store_sector_bytes",
     "stall_long_pct",
     "stall_short_pct",
     "stall_barrier_pct",
+    "stall_wait_pct",
+    "stall_math_pct",
+    "stall_mio_pct",
+    "stall_lg_pct",
+    "stall_instruction_pct",
+    "stall_not_selected_pct",
     "branch_uniform_pct",
     "floor_us",
     "headroom",
@@ -261,7 +282,8 @@ def test_metrics_are_those_of_the_contract():
 def test_metric_is_complete(name):
     metric = METRICS[name]
     assert metric.spellings, "spelled by nobody"
-    assert set(metric.spellings) <= {"ncu", "static", "trace", "algebra"}
+    assert set(metric.spellings) <= TOOLS
+    assert ("ncu" in metric.spellings) >= ("cupti" in metric.spellings)
     assert metric.meaning and "\n" not in metric.meaning and not metric.meaning.endswith(".")
     if metric.low is not None and metric.high is not None:
         assert metric.low < metric.high
@@ -270,9 +292,18 @@ def test_metric_is_complete(name):
 
 
 def test_no_counter_that_exists_on_no_chip():
-    names = {metric.spellings["ncu"].name for metric in METRICS.values() if "ncu" in metric.spellings}
+    spelled = [
+        metric.spellings[tool] for metric in METRICS.values() for tool in ("ncu", "cupti") if tool in metric.spellings
+    ]
+    names = {name for spelling in spelled for name in spelling.counters}
     assert not names & GHOSTS
     assert all(re.fullmatch(r"[a-z0-9]+__[a-z0-9_]+(\.(sum|avg|pct|ratio|max|min)(\.\w+)?)?", name) for name in names)
+
+
+def test_in_process_counters_are_those_of_ncu_unless_ncu_computes_them():
+    for name, metric in METRICS.items():
+        if "cupti" in metric.spellings and not metric.spellings["ncu"].counters[0].startswith("launch__"):
+            assert metric.spellings["cupti"] == metric.spellings["ncu"], name
 
 
 def test_facts_of_the_compiled_kernel_need_no_counter():

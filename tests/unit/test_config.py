@@ -225,6 +225,53 @@ BROKEN = {
         "reads the score 'speedup'; a match sees facts and thresholds only",
     ),
     "unused threshold": (["+thresholds.extra=1"], "thresholds.extra: no rule uses it"),
+    "unknown raw counter in a stage": (
+        [FUSION, f"{STAGE}.metrics=[raw.instruction]"],
+        "no metric 'raw.instruction', did you mean 'raw.instructions'?",
+    ),
+    "unlisted raw counter in a rule": (
+        [FUSION, f'{RULE}.when="raw.instructions < 3"'],
+        "reads the metric 'raw.instructions', which this stage does not list in `metrics`",
+    ),
+    "misspelt raw counter in a rule": (
+        [FUSION, f'{RULE}.when="raw.instruction < 3"'],
+        "did you mean 'raw.instructions'?",
+    ),
+    "raw counter of nobody": (["+raw.x={unit: u, aggregate: sum}"], "raw.x: names no counter; give ncu, cupti"),
+    "raw counter that rules cannot name": (
+        ["+raw={a-b: {unit: u, aggregate: sum, ncu: c}}"],
+        "raw.a-b: expected a name of letters, digits and _",
+    ),
+    "confidence demanded by a stage": (
+        [FUSION, f"+{STAGE}.min_confidence=1.5"],
+        f"{STAGE}.min_confidence: expected a number <= 1, got 1.5",
+    ),
+    "spelling for an unknown tool": (
+        ["+metrics.dram_pct.spellings.cupty={name: x}"],
+        "metrics.dram_pct.spellings.cupty: no tool 'cupty', did you mean 'cupti'?",
+    ),
+    "spelling of no form": (
+        ["+metrics.launches.spellings.ncu={scale: 2}"],
+        "metrics.launches.spellings.ncu: expected exactly one of name, plus, over, least, got none of them",
+    ),
+    "spelling of two forms": (
+        ["+metrics.dram_pct.spellings.ncu.plus=[a, b]"],
+        "metrics.dram_pct.spellings.ncu: expected exactly one of name, plus, over, least, got name and plus",
+    ),
+    "misspelt form": (["+metrics.dram_pct.spellings.ncu.pluss=[a, b]"], "did you mean 'plus'?"),
+    "quotient of three": (
+        ["+metrics.launches.spellings.ncu={over: [a, b, c]}"],
+        "metrics.launches.spellings.ncu.over: expected two counters, dividend and divisor, got 3",
+    ),
+    "scale of nothing": (
+        ["+metrics.dram_pct.spellings.ncu.scale=0"],
+        "metrics.dram_pct.spellings.ncu.scale: 0 would make every value 0",
+    ),
+    "substitute without a note": (
+        ["+metrics.launches.spellings.ncu={name: a, confidence: 0.5}"],
+        "metrics.launches.spellings.ncu.note: missing; a substitute (confidence below 1) must say what it stands for",
+    ),
+    "range upside down": (["metrics.dram_pct.low=200"], "metrics.dram_pct.high: expected at least low = 200, got 101"),
     "unknown metric in a stage": ([FUSION, f"{STAGE}.metrics=[dram_pc]"], "no metric 'dram_pc', did you mean"),
     "planned proposer": ([FUSION, f"{STAGE}.proposer=tune"], "the proposer 'tune' does not exist yet"),
     "other planned proposer": ([FUSION, f"{STAGE}.proposer=analysis"], "'analysis' does not exist yet"),

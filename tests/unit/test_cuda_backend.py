@@ -11,8 +11,10 @@ from benchmarks.compose import compose
 from engine.backends import cuda
 from engine.backends.detect import resolve
 from engine.errors import MissingError, ProfilerError
+from engine.judging.client import NotCounted
 from engine.judging.gpu_state import Gpu
 from engine.records import Contract, Facts, Judged, Launch, Mode, Operator, Status, Task, Trace, Verdict
+from profilers.cupti import Counted
 from profilers.seam import KernelSample
 
 FACTS = Facts(1, 0, 0, 0, 0, 1, 0, 0, 0, None, None, 2e9, 8.6e9, 0.25, "float32", "full")
@@ -42,9 +44,20 @@ CANDIDATE = Judged(SOURCE, TRACE)
 
 
 class FakeJudge:
+    """`counts`: what is answered to counting in process (None) or by ncu; an exception is raised."""
+
     def __init__(self, *_):
         self.asked = []
         self.closed = False
+        self.counts = {None: NotCounted("it has no plan"), "ncu": NotCounted("it has no plan")}
+        self.counted = []
+
+    def count(self, task, precision, source, counters, limit, ncu=None):
+        tool = None if ncu is None else ncu.path
+        self.counted.append((tool, source, tuple(counters)))
+        if isinstance(self.counts[tool], Exception):
+            raise self.counts[tool]
+        return Counted(self.counts[tool], len(self.counts[tool]), 1, ())
 
     def judge(self, operator, source):
         self.asked.append(source)
@@ -62,7 +75,7 @@ class FakeNcu:
     answer: object = ()
     jobs: list = []  # noqa: RUF012
 
-    def __init__(self, path, timeout_s, max_launches, launcher):
+    def __init__(self, path, timeout_s, max_launches, launcher=()):
         self.launcher = launcher
 
     def available(self):
@@ -100,7 +113,7 @@ def test_the_device_names_everything_results_depend_on(backend):
 
 
 def test_a_profile_asks_for_the_stages_counters_and_the_candidates_kernels_only(backend, ncu):
-    ncu.answer = (KernelSample("own_kernel", 10.0, {"lts__t_sector_hit_rate.pct": 50.0}),)
+    ncu.answer = (KernelSample("own_kernel", 2000.0, {"lts__t_sector_hit_rate.pct": 50.0}),) * 2
     (hits,) = backend.profile(OPERATOR, CANDIDATE, ["l2_hit_pct"])
     ((job, counters, launcher),) = ncu.jobs
     assert (hits.value, hits.source, hits.confidence) == (50.0, "ncu", 1.0)
@@ -110,6 +123,40 @@ def test_a_profile_asks_for_the_stages_counters_and_the_candidates_kernels_only(
     assert "engine.judging.profile_run" in job.command
     assert (Path(job.cwd) / "engine" / "judging" / "profile_run.py").is_file()
     assert "reference source" in Path(job.command[-1]).read_text()
+
+
+HITS = "lts__t_sector_hit_rate.pct"
+OWN = (KernelSample("own_kernel", 2000.0, {HITS: 50.0}),) * 2
+
+
+def test_counters_come_from_the_warm_process_first(backend, ncu):
+    backend._judge.counts[None] = OWN
+    (hits,) = backend.profile(OPERATOR, CANDIDATE, ["l2_hit_pct"])
+    assert (hits.value, hits.source, hits.confidence) == (50.0, "cupti", 1.0)
+    assert backend._judge.counted == [(None, SOURCE, (HITS,))]
+    assert ncu.jobs == []
+
+
+def test_what_the_warm_process_lacks_is_asked_of_ncu_on_the_planned_call_alone(backend, ncu):
+    backend._judge.counts |= {None: (KernelSample("own_kernel", 10.0, {}),), "ncu": OWN}
+    (hits,) = backend.profile(OPERATOR, CANDIDATE, ["l2_hit_pct"])
+    assert (hits.value, hits.source) == (50.0, "ncu")
+    assert [tool for tool, _, _ in backend._judge.counted] == [None, "ncu"]
+    assert ncu.jobs == []
+
+
+def test_a_machine_that_forbids_counters_is_asked_once(backend, ncu):
+    backend._judge.counts[None] = ProfilerError("insufficient privileges", hint="ask")
+    for _ in range(2):
+        (hits,) = backend.profile(OPERATOR, CANDIDATE, ["l2_hit_pct"])
+        assert "insufficient privileges" in hits.note
+    assert [tool for tool, _, _ in backend._judge.counted].count(None) == 1
+
+
+def test_a_candidate_that_cannot_be_counted_forbids_nothing_for_the_next(backend, ncu):
+    for _ in range(2):
+        backend.profile(OPERATOR, CANDIDATE, ["l2_hit_pct"])
+    assert [tool for tool, _, _ in backend._judge.counted].count(None) == 2
 
 
 def test_the_reference_is_profiled_with_all_its_kernels_and_no_launch_record(backend, ncu):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 
@@ -104,6 +105,14 @@ def test_every_kind_of_event_has_a_line_or_is_hidden_on_purpose():
     assert not set(_LINES) & HIDDEN
 
 
+CONFIRMATION = {
+    "kind": "confirmation",
+    "candidate_id": "0123456789",
+    "variants": {"unseen1": {}, "unseen2": {}},
+    "message": "a kernel wrote\nfar",
+}
+
+
 @pytest.mark.parametrize(
     ("event", "expected"),
     [
@@ -125,6 +134,14 @@ def test_every_kind_of_event_has_a_line_or_is_hidden_on_purpose():
         (
             {"kind": "sweep_job", "sweep_id": "s", "job": 1, "overrides": ["a=1", "b=2"]},
             "sweep s, job 1: a=1 b=2",
+        ),
+        (
+            {**CONFIRMATION, "outcome": "confirmed", "reason": None},
+            "  01234567 confirmed at 2 new shapes",
+        ),
+        (
+            {**CONFIRMATION, "outcome": "refused", "reason": "crash"},
+            "  01234567 refused, crash: a kernel wrote",
         ),
         (
             {"kind": "task_ended", "best_id": None, "outcome": "unsolved", "why": "no seed"},
@@ -183,6 +200,22 @@ def test_end_table():
     assert end_table(rows(sample_events()), "results/runs/x") == TABLE
 
 
+@pytest.mark.parametrize(
+    ("headroom", "kind", "cell"),
+    [
+        (0.85, "measured", "0.85x below floor"),
+        (0.85, "estimated", "0.85x"),
+        (0.95, "measured", "0.95x"),
+        (None, "measured", "-"),
+    ],
+)
+def test_a_measured_time_below_the_floor_is_marked(headroom, kind, cell):
+    row = replace(rows(sample_events())[0], headroom=headroom, score_kind=kind)
+    line = end_table([row]).splitlines()[2]
+    assert f"  {cell}  " in line
+    assert ("below floor" in line) == ("below floor" in cell)
+
+
 def waiting_in_seeds(write: Writer) -> None:
     """Two seeds, one of them repaired, and a third whose judgement was cut short; nothing has become best."""
     draft(write, "t", "seed", "a", reason="wrong_result", role="seed")
@@ -231,3 +264,12 @@ def test_end_table_while_replies_are_awaited(story, operator, stages, solved):
 
 def test_end_table_without_rows():
     assert end_table(()) == "no operators\n"
+
+
+@pytest.mark.parametrize(("confirmed", "mark"), [(True, " (confirmed)"), (None, "")])
+def test_a_confirmed_kernel_is_marked(confirmed, mark):
+    events = sample_events()
+    end = next(event for event in events if event["kind"] == "task_ended" and event["task_id"] == "alpha")
+    end["confirmed"] = confirmed
+    line_of = next(line for line in end_table(rows(events)).splitlines() if line.startswith("alpha"))
+    assert line_of.endswith(f"tasks/alpha/best.py{mark}")

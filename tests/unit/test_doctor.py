@@ -7,9 +7,19 @@ import sys
 import pytest
 
 from engine.doctor import Line, as_text, exit_code
-from engine.doctor.gpu import Driver, cuda_driver, find_tool, gpu_line, gpu_lines, ncu_line, permission_line
-from engine.doctor.machine import disk_line, key_line, landlock_line, namespace_line, writable_line
+from engine.doctor.gpu import (
+    Driver,
+    cuda_driver,
+    find_tool,
+    gpu_line,
+    gpu_lines,
+    ncu_line,
+    permission_line,
+    sanitizer_line,
+)
+from engine.doctor.machine import bubblewrap_line, disk_line, key_line, landlock_line, namespace_line, writable_line
 from engine.doctor.packages import REQUIRED, pth_line, version_lines
+from engine.judging.bubblewrap import Bubblewrap
 
 GOOD = {name: ".".join(map(str, lowest)) for name, lowest in REQUIRED.items()} | {"litellm": "1.106.2"}
 DRIVER = Driver("13.0", ("NVIDIA H200",))
@@ -82,6 +92,9 @@ def test_permission(status, output, state, words):
         (landlock_line(7), "ok"),
         (namespace_line(True), "ok"),
         (namespace_line(False), "warn"),
+        (bubblewrap_line(Bubblewrap(None)), "warn"),
+        (bubblewrap_line(Bubblewrap("/usr/bin/bwrap")), "ok"),
+        (bubblewrap_line(Bubblewrap("/usr/bin/bwrap", "no permission to make a namespace")), "warn"),
     ],
     ids=lambda value: value.name + ": " + value.found[:20] if isinstance(value, Line) else "",
 )
@@ -147,8 +160,19 @@ def test_command_answers_in_json_without_importing_torch():
     assert done.returncode == tree["exit_code"]
     assert done.stderr == ""
     names = [line["name"] for line in tree["lines"]]
-    assert {"python", "torch", "gpu", "ncu permission", "landlock", "namespaces", "disk", "keys", "results"} <= {*names}
+    expected = {"python", "torch", "gpu", "ncu permission", "landlock", "namespaces", "bubblewrap", "disk", "keys"}
+    assert expected | {"results"} <= {*names}
     assert all(line["remedy"] for line in tree["lines"] if line["state"] != "ok")
+
+
+@pytest.mark.parametrize(
+    ("path", "driver", "state"),
+    [("/usr/bin/compute-sanitizer", None, "ok"), (None, None, "ok"), (None, Driver("13.0", ("GPU",)), "warn")],
+)
+def test_the_sanitizer_is_named_with_its_remedy(path, driver, state):
+    line = sanitizer_line(path, driver)
+    assert (line.name, line.state, bool(line.remedy)) == ("compute-sanitizer", state, state == "warn")
+    assert path is None or path in line.found
 
 
 @pytest.mark.gpu

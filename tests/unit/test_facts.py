@@ -262,3 +262,33 @@ def test_arguments_of_a_model_may_be_named(written):
     )
     facts = describe_task(replace(task, source=source))
     assert (facts.traced, facts.ops) == ("full", 1)
+
+
+@pytest.mark.parametrize(
+    ("task", "moved"),
+    [
+        # 16 rows of 32 fp32 numbers are 2048 bytes; in and out.
+        pytest.param(operator("return x * 2", inputs="torch.randn(16, 32)"), 4096, id="once-in-once-out"),
+        pytest.param(operator("return x * x + x.t().t()", inputs="torch.randn(16, 32)"), 4096, id="read-thrice-once"),
+        pytest.param(
+            operator("return x[1:] - x[:-1]", inputs="torch.randn(16, 32)"), 2048 + 15 * 128, id="overlapping-parts"
+        ),
+        pytest.param(operator("return x[:4] * 2", inputs="torch.randn(16, 32)"), 2 * 4 * 128, id="only-a-part"),
+        pytest.param(
+            operator(
+                "return F.embedding(x, self.w)",
+                "self.w = nn.Parameter(torch.randn(1000, 32))",
+                "torch.zeros(4, dtype=torch.int64)",
+            ),
+            4 * 8 + 2 * 4 * 128,
+            id="rows-that-are-looked-up",
+        ),
+        pytest.param(
+            operator("return x @ self.w + x @ self.w", "self.w = nn.Parameter(torch.randn(32, 8))"),
+            4 * 128 + 32 * 32 + 4 * 32,
+            id="weights-once",
+        ),
+    ],
+)
+def test_compulsory_bytes_count_each_needed_byte_once(task, moved):
+    assert describe_task(task).bytes == moved

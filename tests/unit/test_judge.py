@@ -8,6 +8,7 @@ import pytest
 
 from engine.errors import MissingError
 from engine.judging import sandbox
+from engine.judging.answers import Called
 from engine.judging.messages import state_problem
 from engine.judging.policy import Work, goes_beyond, policy_problem
 from engine.records import Contract, HostOp, Judged, Mode, Operator, Precision, Reason, Status, Task
@@ -273,7 +274,7 @@ def test_a_result_that_goes_stale_after_some_calls_is_found(monkeypatch):
     from tests.support.judge import settings
 
     monkeypatch.setitem(own_process.UNJUDGED, "cpu", (40, 40))
-    monkeypatch.setattr(own_process, "UNJUDGED_S", 30.0)
+    monkeypatch.setitem(own_process.UNJUDGED_S, "cpu", 30.0)
     scratch = Path(tempfile.mkdtemp(prefix="judge-test-"))
     service = Service(Opening(settings().judge, "cpu", "sm_90", False, str(scratch), {}))
     try:
@@ -335,11 +336,8 @@ def test_on_a_device_what_really_ran_counts(monkeypatch, launches, host, traced,
     run.judge = SimpleNamespace(place=SimpleNamespace(device="cuda:0"), settings=settings().judge)
     run.found = Findings(1, trace=None if traced is None else Trace((), traced, ()))
     run.reference = SimpleNamespace(inputs=None, device="cuda:0", model=None)
-    run.variant, run.host_ops = "small", "library"
-    answer = {
-        "launches": {"kernel": launches},
-        "host_ops": [[op.name, op.count, op.compute, op.flops, op.bytes] for op in host],
-    }
+    run.variant, run.host_ops, run._work = "small", "library", None
+    answer = Called(0.0, (), (), (), 0, launches, tuple(host))
     call = Call("nominal0", "nominal", 1, 2, "nan")
     try:
         run._policy(answer, call, late=late)

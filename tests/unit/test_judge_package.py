@@ -165,6 +165,41 @@ def test_a_judgement_says_all_that_is_known(device, reference, write):
     assert (made.reference, made.backend, made.device, made.error) == ("operator", "fake", "fake device", None)
 
 
+@pytest.mark.parametrize(
+    ("marks", "code", "status", "reason"),
+    [
+        (GOOD, 0, "correct", None),
+        (f"{GOOD} confirm=unstable", 3, "rejected", "unstable"),
+        (f"{GOOD} confirm=unsupported", 3, "undecided", "unsupported"),
+        (WRONG, 3, "rejected", "wrong_result"),
+    ],
+)
+def test_a_last_look_decides(capsys, device, reference, write, marks, code, status, reason):
+    arguments = [str(reference), str(write(a=f"{marks} again=50,40")), "--confirm"]
+    assert main([*arguments, "--json"]) == code
+    tree = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert (tree["status"], tree["reason"]) == (status, reason)
+    assert (tree["confirmation"] is None) == (marks == WRONG), "only what is correct is looked at again"
+    main(arguments)
+    shown = capsys.readouterr().out
+    assert (f"  confirm   {status} at N=7" in shown) == (marks != WRONG)
+    assert ("at N=7; 2.00x [1.98, 2.02], 2.50x [" in shown) == (marks == GOOD)
+
+
+def test_without_being_asked_nothing_is_confirmed(device, reference, write):
+    made = judge(reference, write(a=f"{GOOD} confirm=unstable") / "a.py")
+    assert (made.correct, made.confirmation) == (True, None)
+
+
+def test_a_judge_that_dies_while_it_confirms_is_the_engines_failure(monkeypatch, device, reference, write):
+    def dies(*_):
+        raise WorkerError("gone")
+
+    monkeypatch.setattr(device, "confirm", dies)
+    made = judge(reference, write(a=GOOD) / "a.py", confirm=True)
+    assert (made.status, made.error) == (Status.UNDECIDED, "gone")
+
+
 def test_one_back_end_serves_all_and_leaves_nothing(device, reference, write):
     folder = write(a=GOOD, b=WRONG, c=GOOD)
     made = judge_many(reference, [folder, folder / "a.py"])

@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import ConfigError
-from engine.prompts import Prompts, fenced, show_number, trim_error
+from engine.prompts import Prompts, fenced, metric_row, show_number, trim_error
+from engine.records import MetricValue
+from engine.settings import Metric, Spelling
 from tests.golden.make_prompts import FOLDER
 from tests.golden.prompt_cases import ROLES, ROOT, TEMPLATES, cases, load_category, show, stage_context
 
@@ -91,6 +93,43 @@ def test_unknown_values_are_said_and_never_zero():
             assert not re.search(r"\b0\b", line)
     assert text.count("best kernel now: not available; best before it: not available; PyTorch: not available") == 3
     assert "DRAM bandwidth, GB/s: not available" in text
+
+
+METRIC = Metric(
+    "u",
+    "min",
+    "m",
+    None,
+    None,
+    "sum",
+    {"ncu": Spelling("a"), "cupti": Spelling("a"), "algebra": Spelling("b", confidence=0.3, note="a bound")},
+)
+
+
+def value(source, number=1.0):
+    return MetricValue("m", number, "u", source, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("parent", "other", "shown"),
+    [
+        pytest.param("ncu", "ncu", 2.0, id="same-tool"),
+        pytest.param("ncu", "cupti", 2.0, id="both-measured"),
+        pytest.param("algebra", "algebra", 2.0, id="same-substitute"),
+        pytest.param("algebra", "ncu", None, id="substitute-beside-measured"),
+        pytest.param("ncu", "algebra", None, id="measured-beside-substitute"),
+    ],
+)
+def test_only_values_of_one_kind_stand_beside_each_other(parent, other, shown):
+    row = metric_row(METRIC, value(parent), value(other, 2.0), value(other, 2.0))
+    assert (row.parent, row.previous, row.baseline) == (1.0, shown, shown)
+
+
+def test_a_metric_whose_absence_is_ordinary_has_no_row_without_a_value():
+    absent = MetricValue("m", None, "u", "", 0.0, "ncu: forbidden")
+    assert metric_row(METRIC, absent, None, None).remark == ""
+    assert metric_row(replace(METRIC, on_missing="note"), absent, None, None) is None
+    assert metric_row(replace(METRIC, on_missing="note"), value("ncu"), None, None).parent == 1.0
 
 
 def test_optimise_shows_all_sections():
