@@ -5,8 +5,8 @@ Commands: `open` {device}; `reserve` {bytes} -> {token}; `load` {kernels} with c
 offsets, tf32}: where each set's buffers lie in the arena (-1: not there); `run` {part, set, traffic} one call; `choose`
 {set, repeats} freezes autotuning; `export` {set, part, places} copies outputs that are not in the arena into it;
 `graphs` {sets} captures; `time_block` {ms, cold} -> {times_us} of one call each; `wall_clock` {ms} -> {events_us,
-wall_us} of a call over one run of replays; `count` {set, counters, limit, cold} ->
-{samples, launches, passes, unknown}: hardware counters of each launch of the steady call.
+wall_us} of a call over one run of replays; `replayed` -> {sets}: those since it was last asked; `count` {set,
+counters, limit, cold} -> {samples, launches, passes, unknown}: hardware counters of each launch of the steady call.
 """
 
 from __future__ import annotations
@@ -172,6 +172,12 @@ def _time_block(state: State, message: Json) -> Json:
     return {"times_us": state.timer.block(message["ms"], cold=message["cold"])}
 
 
+def _replayed(state: State, message: Json) -> Json:
+    if state.timer is None:
+        raise EngineError("replayed before graphs")
+    return {"sets": state.timer.replayed()}
+
+
 def _wall_clock(state: State, message: Json) -> Json:
     if state.timer is None:
         raise EngineError("wall_clock before graphs")
@@ -203,6 +209,7 @@ HANDLERS: Mapping[str, Callable[[State, Any], Json]] = {
     "graphs": _graphs,
     "time_block": _time_block,
     "wall_clock": _wall_clock,
+    "replayed": _replayed,
     "count": _count,
 }
 

@@ -43,11 +43,12 @@ class Seat:
 
 
 class Executor:
-    """One executor process. After an ExecutorFault it is of no more use."""
+    """One executor process. After an ExecutorFault it is of no more use: `broken`."""
 
     def __init__(self, server: ForkServerClient, confinement: Confinement, seat: Seat) -> None:
         self.seat = seat
         self.uses = 0
+        self.broken = False
         self.loaded: set[str] = set()
         self._arena: arena.Arena | None = None
         self._child = Child(server, "execute", confinement)
@@ -64,6 +65,8 @@ class Executor:
 
     def ask(self, message: Json, timeout_s: float) -> Mapping[str, Json]:
         """One command and its answer; ExecutorFault when there is none."""
+        # Until it has answered well: whoever asked may not be who gives it back.
+        before, self.broken = self.broken, True
         try:
             answer: Mapping[str, Json] = self._child.ask(message, timeout_s)
         except ChildTimeout as error:
@@ -73,6 +76,7 @@ class Executor:
             raise ExecutorFault("ended", text) from error
         if "fault" in answer:
             raise ExecutorFault(str(answer["fault"]["type"]), str(answer["fault"]["message"]))
+        self.broken = before
         return answer
 
     def memory(self, size: int, timeout_s: float) -> torch.Tensor:
@@ -148,8 +152,9 @@ class ExecutorPool:
         return executor
 
     def give_back(self, executor: Executor, *, intact: bool) -> None:
-        """`intact`: no fault, no overwritten guard; only then it serves again, RECYCLE times at most."""
+        """`intact`: no overwritten guard. With that and without a fault it serves again, RECYCLE times at most."""
         executor.uses += 1
+        intact = intact and not executor.broken
         if intact:
             try:
                 executor.slim()

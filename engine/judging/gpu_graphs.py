@@ -63,6 +63,8 @@ class GraphTimer:
         self._flush = Flush()
         self._overhead_us = 0.0
         self._turn = 0
+        self._warm: Any = None
+        self._seen: set[int] = set()
         self._groups = [[0]]
         self._graphs = [_captured(calls[:1])]
         self._overhead_us = statistics.median(self._times(EMPTY_PAIRS, None, cold=True))
@@ -74,13 +76,18 @@ class GraphTimer:
             self._graphs = [_captured([calls[number] for number in group]) for group in self._groups]
         self.call_us = statistics.median(self._times(WARM_UP, self._next, cold=True))
 
+    def replayed(self) -> list[int]:
+        """Sets that were replayed since this was last asked."""
+        seen, self._seen = sorted(self._seen), set()
+        return seen
+
     @property
     def _copies(self) -> int:
         return len(self._groups[0])
 
     def block(self, milliseconds: float, *, cold: bool) -> list[float]:
         """Times of a call in µs, from as many samples as take about `milliseconds`, at least one. `cold` empties L2
-        before each sample; otherwise one graph is replayed again and again."""
+        before each sample; otherwise the first set's call is replayed again and again."""
         sample_us = self.call_us * self._copies
         count = max(1, min(round(milliseconds * 1e3 / max(sample_us, 1.0)), MAX_SAMPLES))
         return self._times(count, self._next if cold else self._same, cold=cold)
@@ -101,11 +108,16 @@ class GraphTimer:
         return start.elapsed_time(end) * 1e3 / calls, wall_us / calls
 
     def _next(self) -> None:
-        self._graphs[self._turn % len(self._graphs)].replay()
+        index = self._turn % len(self._graphs)
+        self._graphs[index].replay()
+        self._seen.update(self._groups[index])
         self._turn += 1
 
     def _same(self) -> None:
-        self._graphs[0].replay()
+        if self._warm is None:
+            self._warm = _captured(list(self._calls[:1]) * self._copies)
+        self._warm.replay()
+        self._seen.add(0)
 
     def _prepare(self) -> None:
         for number in self._groups[self._turn % len(self._graphs)]:

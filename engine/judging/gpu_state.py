@@ -6,13 +6,15 @@ import contextlib
 import ctypes
 import fcntl
 import os
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import MissingError
+
+LOCKS = Path("/tmp")
+"""Not the process's own temporary folder: each judge has one of its own, and all must meet here."""
 
 _SM_CLOCK = 1
 _NAME_BYTES = 96
@@ -119,8 +121,8 @@ class _Nvml:
 
 
 def lock_path(gpu_uuid: str) -> Path:
-    """The host-wide lock file of a GPU; every engine process on this machine agrees on it."""
-    return Path(tempfile.gettempdir(), f"kernel-engine-{gpu_uuid}.lock")
+    """The host-wide lock file of a GPU; every process of every engine on this machine agrees on it."""
+    return LOCKS / f"kernel-engine-{gpu_uuid}.lock"
 
 
 @contextlib.contextmanager

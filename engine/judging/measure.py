@@ -43,6 +43,7 @@ from engine.judging.sides import (
     second_clock,
     warm_time,
 )
+from engine.judging.timed import TimedReplay
 from engine.records import Measurement, Precision, Ratio, ScoreKind, Task, Timing
 from engine.settings import CudaSettings
 
@@ -213,9 +214,12 @@ class Stopwatch:
             try:
                 paired = self._exchanged(sides, stints)
                 with stints.alone():
-                    asked = {**warm_time(sides), **second_clock(sides)}
+                    asked = warm_time(sides)
+                    if CANDIDATE in sides:
+                        asked |= second_clock(sides, paired.medians[CANDIDATE].value)
             except SideLostError as lost:
-                del sides[lost.who]
+                for who in (lost.who, *lost.with_it):
+                    sides.pop(who, None)
                 notes.append(str(lost))
                 refuted = _refuted(lost) or refuted
                 continue
@@ -244,10 +248,7 @@ class Stopwatch:
         with stints.shared():
             for who in (CANDIDATE, INCUMBENT):
                 check_outputs(sides[who])
-            try:
-                replays[0].swap(replays[1])
-            except (Stop, ExecutorFault, NotReplayable) as error:
-                raise SideLostError(INCUMBENT, f"could not change places: {error}") from error
+            _swapped(replays[0], replays[1])
         with stints.alone():
             return timing.combined(one, self._paired(sides, share=0.5), EXCHANGED_US)
 
@@ -361,6 +362,19 @@ def _is_new_best(measured: Measurement) -> bool:
     """Whether a plan was timed and nothing shows that the incumbent is as good."""
     plan, over = measured.timing(CANDIDATE), measured.ratio(INCUMBENT)
     return plan is not None and plan.score_kind is ScoreKind.MEASURED and (over is None or over.lo > 1.0)
+
+
+def _swapped(one: TimedReplay, other: TimedReplay) -> None:
+    """Exchange their executors. Where that fails neither can be asked: an executor may still hold the other's plan."""
+    try:
+        one.swap(other)
+    except (Stop, ExecutorFault, NotReplayable, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_memory(error):
+            raise
+        text = f"could not change places: {str(error).splitlines()[0]}"
+        one.spoil()
+        other.spoil()
+        raise SideLostError(INCUMBENT, text, with_it=(CANDIDATE,)) from error
 
 
 def _refuted(lost: SideLostError) -> str:

@@ -87,12 +87,23 @@ class ReplayJudge:
         prepared: Prepared,
         found: Findings,
     ) -> None:
-        with held, found.stage("check"):
-            started = time.monotonic()
-            try:
-                self._check(task, source, prepared, found)
-            finally:
-                found.gpu_s += time.monotonic() - started
+        # Before the lease: an executor that starts now takes a share of it, which nobody has while one is alone.
+        executor = self._executor()
+        intact = False
+        try:
+            with held, found.stage("check"):
+                started = time.monotonic()
+                try:
+                    self._check(executor, task, source, prepared, found)
+                finally:
+                    found.gpu_s += time.monotonic() - started
+            intact = True
+        except Stop as stop:
+            # A wrong result leaves the executor as it was; a fault or an overwritten guard does not.
+            intact = stop.failure.status is Status.REJECTED
+            raise
+        finally:
+            self._give_back(executor, intact=intact)
 
     def prepared(
         self, task: Task, source: str, host_ops: str, found: Findings, variants: Sequence[str] | None = None
@@ -110,21 +121,11 @@ class ReplayJudge:
     def _whole(self, task: Task, key: tuple[str, str]) -> bool:
         return set(self.judge.references.variants(task)) <= set(self._kept[key].variants)
 
-    def _check(self, task: Task, source: str, prepared: Prepared, found: Findings) -> None:
-        executor = self._executor()
-        intact = False
-        try:
-            deadline = time.monotonic() + self.judge.settings.limits.run_s
-            for variant in self.judge.references.variants(task):
-                compiled = prepared.variants[variant]
-                ReplayedVariant(self.judge, executor, compiled, task, variant, found, deadline).all_suites(source)
-            intact = True
-        except Stop as stop:
-            # A wrong result leaves the executor as it was; a fault or an overwritten guard does not.
-            intact = stop.failure.status is Status.REJECTED
-            raise
-        finally:
-            self._give_back(executor, intact=intact)
+    def _check(self, executor: Executor, task: Task, source: str, prepared: Prepared, found: Findings) -> None:
+        deadline = time.monotonic() + self.judge.settings.limits.run_s
+        for variant in self.judge.references.variants(task):
+            compiled = prepared.variants[variant]
+            ReplayedVariant(self.judge, executor, compiled, task, variant, found, deadline).all_suites(source)
 
     @contextlib.contextmanager
     def executor(self) -> Iterator[Executor]:

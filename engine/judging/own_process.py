@@ -166,7 +166,10 @@ class OwnProcessVariant(VariantRun):
         """The bytes of an output on the judge's device; its file is removed, as results at full size fill a disk."""
         path = self.child.scratch / str(row["at"])
         try:
-            size = path.lstat().st_size if size is None else size
+            there = path.lstat().st_size
+            if size is not None and there != size:
+                raise ChannelClosed(f"an output of {there} bytes where {size} were described")
+            size = there
             content = torch.empty(size, dtype=torch.uint8, device=self.judge.place.device)
             for start, part in read_parts(path, size):
                 content[start : start + len(part)] = torch.frombuffer(part, dtype=torch.uint8)

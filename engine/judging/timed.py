@@ -12,15 +12,12 @@ import torch
 from engine.canonical import Json
 from engine.judging.inputs import derive_seed
 from engine.judging.layout import set_bytes
-from engine.judging.replayed import POISON, ReplayedVariant
+from engine.judging.replayed import POISON, NotReplayable, ReplayedVariant
 from engine.judging.runs import LARGE_OUTPUT_BYTES, Call, result_bytes
 
 ROTATION_FACTOR = 3
 LEAST_SETS = 2
 MAX_SETS = 64
-CHECKED_SETS = 16
-"""Sets that a timing surely replays, whatever a call takes: those from which checked ones are drawn."""
-
 MEMORY_SHARE = 0.3
 CHECKED = 3
 SECOND_DRAW = 3 << 20
@@ -55,6 +52,7 @@ class TimedReplay(ReplayedVariant):
         }
         self.executor.ask(message, self._left())
         self._fill_all()
+        self._replayed()
 
     def swap(self, other: TimedReplay) -> None:
         """Exchange executors and open both again: the same kernel takes another time in another process and memory, by
@@ -68,10 +66,12 @@ class TimedReplay(ReplayedVariant):
         return self.executor.ask({"cold": self._cold, **message}, timeout_s)
 
     def check(self) -> None:
-        """Compare outputs of some sets, of one where they are large; Stop when the timed calls computed something else
-        than judged ones."""
-        sets = min(self.replay.sets, CHECKED_SETS)
-        for number in random.Random(secrets.randbits(62)).sample(range(sets), min(sets, CHECKED)):
+        """Compare outputs of some sets that were replayed, of one where they are large; Stop when the timed calls
+        computed something else than judged ones."""
+        sets = self._replayed()
+        if not sets:
+            raise NotReplayable("no set was replayed while it was timed")
+        for number in random.Random(secrets.randbits(62)).sample(sets, min(len(sets), CHECKED)):
             call = self._calls[number]
             result = self._expected(call)
             if result is not None:
@@ -80,6 +80,14 @@ class TimedReplay(ReplayedVariant):
                 self._check(call, self._collect([call.name], call.suite)[call.name], result)
                 if result_bytes(result) > LARGE_OUTPUT_BYTES:
                     return
+
+    def spoil(self) -> None:
+        """Its executor must serve nobody else."""
+        self.executor.broken = True
+
+    def _replayed(self) -> list[int]:
+        """Sets replayed since this was last asked: the others hold poison."""
+        return [int(number) for number in self.executor.ask({"op": "replayed"}, self._left())["sets"]]
 
     @property
     def cold_matters(self) -> bool:

@@ -333,6 +333,15 @@ def test_an_executor_that_is_not_intact_serves_no_more():
         executors_.give_back(third, intact=True)
 
 
+def test_an_executor_that_once_failed_serves_no_more_whoever_gives_it_back():
+    with pool() as executors_:
+        first = executors_.take()
+        with pytest.raises(ExecutorFault):
+            first.ask({"op": "time_block", "ms": 1.0, "cold": True}, 30.0)
+        executors_.give_back(first, intact=True)
+        assert is_gone(pid_of(first))
+
+
 def test_a_closed_pool_leaves_no_process_and_no_folder():
     before = children(), folders()
     with pool(standby=2) as executors_:

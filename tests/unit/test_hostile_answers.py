@@ -238,3 +238,14 @@ def test_an_answer_that_cannot_be_read_is_the_candidates_end():
     with pytest.raises(Stop) as stopped:
         ask(SimpleNamespace(ask=recursion), {}, 1.0, "when asked", "small")
     assert stopped.value.failure.reason is Reason.CRASH
+
+
+@pytest.mark.parametrize("described", [2**63, 2**60, 1, 0])
+def test_an_output_of_another_size_than_described_is_never_allocated(tmp_path, described):
+    (tmp_path / "nominal0_0.bin").write_bytes(bytes(24))
+    made = object.__new__(OwnProcessVariant)
+    made.child, made.variant = SimpleNamespace(scratch=tmp_path), "full"
+    made.judge = SimpleNamespace(place=SimpleNamespace(device="cpu"))
+    with pytest.raises(Stop, match="24 bytes"):
+        made._raw({"at": "nominal0_0.bin"}, described)
+    assert made._raw({"at": "nominal0_0.bin"}, 24).numel() == 24

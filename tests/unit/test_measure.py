@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -178,7 +181,7 @@ class FakeReplay:
     """A plan behind a clock. `wrong`: what comparing its timed results raises."""
 
     def __init__(self, us=20.0, wrong=None, small=False, fails_after=None, clocks_apart=1.001):
-        self.clocks_apart = clocks_apart
+        self.clocks_apart, self.sustained, self.cannot_swap, self.spoiled = clocks_apart, 1.0, None, False
         self.us, self.wrong, self.cold_matters, self.checked, self.swapped = us, wrong, small, 0, 0
         self.left = fails_after
 
@@ -188,12 +191,18 @@ class FakeReplay:
             if self.left < 0:
                 raise ExecutorFault("ended", "the executor ended with status -9")
         if message["op"] == "wall_clock":
-            return {"events_us": self.us, "wall_us": self.us * self.clocks_apart}
+            events_us = self.us * self.sustained
+            return {"events_us": events_us, "wall_us": events_us * self.clocks_apart}
         warm = "cold" in message and not message["cold"]
         return {"times_us": [(self.us / 2 if warm else self.us) * random.uniform(0.99, 1.01) for _ in range(3)]}
 
     def swap(self, other):
         self.swapped += 1
+        if self.cannot_swap is not None:
+            raise self.cannot_swap
+
+    def spoil(self):
+        self.spoiled = True
 
     def check(self):
         self.checked += 1
@@ -310,6 +319,37 @@ def test_a_time_that_the_hosts_clock_denies_is_none(stopwatch, apart, timed_at_a
     assert ("wall_clock_apart" in got.settings) == timed_at_all
 
 
+@pytest.mark.parametrize(("sustained", "believed"), [(0.5, True), (1.1, True), (1.3, False), (4.0, False)])
+def test_a_time_that_calls_in_a_row_cannot_keep_is_none(stopwatch, sustained, believed):
+    plan = FakeReplay()
+    plan.sustained = sustained
+    got = timed(stopwatch([FakeWorker()], [], FakeReplays(c=plan)))
+    assert (got.timing("candidate") is not None) == believed
+
+
+@pytest.mark.parametrize(
+    "why", [ExecutorFault("ended", "it ended"), RuntimeError("CUDA out of memory"), NotReplayable("no")], ids=str
+)
+def test_plans_that_cannot_change_places_are_both_left_out(stopwatch, why):
+    plans = FakeReplay(), FakeReplay(us=26.0)
+    plans[0].cannot_swap = why
+    got = timed(stopwatch([FakeWorker()], [], FakeReplays(c=plans[0], i=plans[1])), incumbent="i")
+    assert set(kinds_of(got)) == {"eager", "compile"}
+    assert "could not change places" in got.note
+    assert plans[0].spoiled
+    assert plans[1].spoiled
+    assert got.refuted == ""
+
+
+def test_an_executor_whose_outputs_cannot_be_read_serves_nobody_else(stopwatch):
+    lost, wrong = FakeReplay(), FakeReplay(us=26.0)
+    lost.wrong, wrong.wrong = ExecutorFault("ended", "it ended"), WRONG
+    timed(stopwatch([FakeWorker()], [], FakeReplays(c=lost, i=wrong)), incumbent="i")
+    assert lost.spoiled
+    timed(stopwatch([FakeWorker()], [], FakeReplays(c=wrong)))
+    assert not wrong.spoiled
+
+
 FORMS = ("eager", "compile", "eager_graph", "compile_graph")
 FOUR = dataclasses.replace(CUDA, baselines=FORMS)
 FOUR_US = (("eager", 40.0), ("compile", 30.0), ("eager_graph", 25.0), ("compile_graph", 35.0))
@@ -403,3 +443,10 @@ def test_a_lease_is_exclusive_and_shared_ones_overlap(tmp_path):
         assert not free(fcntl.LOCK_EX)
     assert free(fcntl.LOCK_EX)
     assert lock_path("GPU-1") != lock_path("GPU-2")
+
+
+def test_the_lease_is_one_for_processes_with_temporary_folders_of_their_own(tmp_path):
+    code = "from engine.judging.gpu_state import lock_path; print(lock_path('GPU-1'))"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(lock_path("GPU-1"))

@@ -404,10 +404,11 @@ def test_graphs_together_go_through_every_set(sets, copies):
 
 
 class Clocked:
-    """An executor whose graphs are calls one after another; `replays` False: the clock runs and nothing else."""
+    """An executor whose graphs are calls one after another; `replays` False: it says so and runs nothing. `first`: a
+    block goes through so many sets only, as one of slow calls does."""
 
-    def __init__(self, taken, *, replays=True):
-        self._taken, self._replays, self._sets = taken, replays, []
+    def __init__(self, taken, *, replays=True, first=None):
+        self._taken, self._replays, self._sets, self._first, self._seen = taken, replays, [], first, set()
 
     def __getattr__(self, name):
         return getattr(self._taken, name)
@@ -415,16 +416,22 @@ class Clocked:
     def ask(self, message, timeout_s):
         if message["op"] == "graphs":
             self._sets = message["sets"]
-            self._replay(timeout_s)
+            self._replay(self._sets, timeout_s)
             return {"call_us": 10.0}
+        if message["op"] == "replayed":
+            seen, self._seen = sorted(self._seen), set()
+            return {"sets": seen}
         if message["op"] == "time_block":
+            sets = self._sets[: self._first]
+            self._seen |= set(sets)
             if self._replays:
-                self._replay(timeout_s)
+                self._replay(sets, timeout_s)
             return {"times_us": [10.0], "cold": message["cold"]}
         return self._taken.ask(message, timeout_s)
 
-    def _replay(self, timeout_s):
-        for number in self._sets:
+    def _replay(self, sets, timeout_s):
+        self._seen |= set(sets)
+        for number in sets:
             self._taken.ask({"op": "run", "part": "steady", "set": number, "traffic": False}, timeout_s)
 
 
@@ -460,6 +467,20 @@ def test_sets_of_a_timing_have_values_of_their_own(judge, executor, clock):
     run.ask({"op": "time_block", "ms": 1.0}, 5.0)
     results = [run.replay.result("steady", number, 0, 5.0) for number in range(run.replay.sets)]
     assert len({tuple(result.flatten().tolist()) for result in results}) == run.replay.sets
+
+
+def test_sets_that_a_short_timing_left_out_are_not_compared(judge, executor, clock):
+    run = opened(judge, Clocked(executor, first=1), HONEST)
+    run.ask({"op": "time_block", "ms": 1.0}, 5.0)
+    assert run.replay.sets > 1
+    run.check()
+    assert len(run.found.checks) == 1
+
+
+def test_a_timing_without_a_replay_has_nothing_to_show(judge, executor, clock):
+    run = opened(judge, Clocked(executor), HONEST)
+    with pytest.raises(NotReplayable, match="no set was replayed"):
+        run.check()
 
 
 def test_a_timing_that_replays_nothing_is_noticed(judge, executor, clock):
@@ -503,3 +524,26 @@ def test_what_a_fault_means(judge, fault, expected):
             (Status.FAILED, expected, "nominal"),
             (Status.FAILED, expected, None),
         ]
+
+
+def test_an_executor_is_taken_before_the_lease_that_lets_nobody_start_one(judge):
+    order = []
+
+    class Pool:
+        def take(self):
+            order.append("executor")
+            return SimpleNamespace(uses=0)
+
+        def give_back(self, executor, *, intact):
+            order.append("given back")
+
+    @contextlib.contextmanager
+    def held():
+        order.append("lease")
+        yield
+        order.append("released")
+
+    replays = ReplayJudge(judge, None, Pool(), None)
+    replays._check = lambda *_: order.append("checked")
+    replays._checked(held(), task(), "", None, Findings(3))
+    assert order == ["executor", "lease", "checked", "released", "given back"]
