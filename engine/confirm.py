@@ -20,7 +20,8 @@ EAGER = "eager"
 def confirm_best(state: TaskState, paid: Paid, folder: RunFolder) -> bool | None:
     """Confirm the best kernel, then those that were best before it, until one is not refused: the state's best is that
     one with its time in fresh processes, or None. True: it is confirmed; False: every kernel was refused; None: the
-    judge could not decide, or nothing is to be confirmed."""
+    judge could not decide, or nothing is to be confirmed. Whatever is raised on the way leaves no refused kernel as
+    the best one."""
     if state.best is None or not paid.settings.judge.confirm.enabled:
         return None
     for kernel in reversed(state.bests):
@@ -28,13 +29,13 @@ def confirm_best(state: TaskState, paid: Paid, folder: RunFolder) -> bool | None
         chosen = middle(made.measurements)
         _note(state, paid, kernel, made, chosen)
         if made.refused:
+            state.best = None
+            folder.remove_best(state.task_id)
             continue
         measured = kernel.measurement if chosen is None else made.measurements[chosen]
         state.best = dataclasses.replace(kernel, measurement=measured)
         folder.write_best(state.task_id, kernel.source)
         return True if made.confirmed else None
-    state.best = None
-    folder.remove_best(state.task_id)
     return False
 
 

@@ -85,35 +85,63 @@ class DropTest:
         self._task, self._variant, self._found = task, variant, found
 
     def run(self) -> tuple[DropResult, ...]:
-        """One result a kernel, with a remark for each that has no effect; Stop where not even all together have one."""
+        """One result a kernel, with a remark for each that has no effect or whose replay ran out of time, which shows
+        nothing and gives no result; Stop where not even all together have one, or where memory is short: undecided."""
         names = launched(self._compiled.plan)
-        whole = self._outputs(())
-        if not names or whole is None or not any(tensor.numel() for tensor in whole):
+        if not names:
+            return ()
+        whole = self._whole()
+        if whole is None or not any(tensor.numel() for tensor in whole):
             return ()
         if len(names) > MOST_KERNELS:
             self._found.remark(f"{len(names)} kernels, the drop test leaves out only {MOST_KERNELS} of them in turn")
-        results = [DropResult(name, self._differs(whole, [name])) for name in names[:MOST_KERNELS]]
-        for result in results:
-            if not result.effect:
-                self._found.remark(f"launch of {result.kernel} has no effect (variant {self._variant})")
-        if not any(result.effect for result in results) and not self._differs(whole, names):
+        effects = {name: self._differs(whole, [name]) for name in names[:MOST_KERNELS]}
+        for name, effect in effects.items():
+            if effect is None:
+                text = f"the drop test of {name} did not end within {CALL_S:g} s (variant {self._variant}): no result"
+                self._found.remark(text)
+            elif not effect:
+                self._found.remark(f"launch of {name} has no effect (variant {self._variant})")
+        if not any(effects.values()) and self._differs(whole, names) is False:
             text = "the results are the same without any launch of its kernels: none of them does the operator's work"
             raise Stop(Failure(Status.REJECTED, Reason.HOST_OP, text), self._variant, "nominal")
-        return tuple(results)
+        return tuple(DropResult(name, effect) for name, effect in effects.items() if effect is not None)
 
-    def _differs(self, whole: Sequence[torch.Tensor], names: Collection[str]) -> bool:
-        outputs = self._outputs(names)
-        return outputs is None or len(outputs) != len(whole) or not all(map(torch.equal, whole, outputs))
+    def _whole(self) -> list[torch.Tensor] | None:
+        """The results with every launch; None, with a remark, where they cannot be had."""
+        try:
+            return self._outputs(())
+        except (Stop, NotReplayable) as error:
+            if isinstance(error, Stop) and error.failure.reason is Reason.OUT_OF_MEMORY:
+                raise
+            self._found.remark(f"no drop test: the whole plan gave no results (variant {self._variant}): {error}")
+            return None
 
-    def _outputs(self, names: Collection[str]) -> list[torch.Tensor] | None:
-        """None where the rest of the plan fails without them, or could not be replayed."""
+    def _differs(self, whole: Sequence[torch.Tensor], names: Collection[str]) -> bool | None:
+        """True also where the rest of the plan fails without them; None where it ran out of time."""
+        try:
+            outputs = self._outputs(names)
+        except NotReplayable:
+            return True
+        except Stop as stop:
+            if stop.failure.reason is Reason.OUT_OF_MEMORY:
+                raise
+            return None if stop.failure.reason is Reason.TIMEOUT else True
+        return len(outputs) != len(whole) or not all(map(torch.equal, whole, outputs))
+
+    def _outputs(self, names: Collection[str]) -> list[torch.Tensor]:
+        """The results without these kernels. Raises NotReplayable, and Stop: for want of memory always undecided, since
+        it is no fault of a candidate whose whole plan was judged."""
         compiled = dataclasses.replace(self._compiled, plan=without(self._compiled.plan, names))
         # Remarks of a replay that nobody judges are not about the candidate.
         found = Findings(self._found.seed)
-        deadline = time.monotonic() + CALL_S
         try:
             with self._executor() as executor:
+                deadline = time.monotonic() + CALL_S
                 run = DroppedVariant(self._judge, executor, compiled, self._task, self._variant, found, deadline)
                 return run.outputs()
-        except (Stop, NotReplayable):
-            return None
+        except Stop as stop:
+            if stop.failure.reason is not Reason.OUT_OF_MEMORY:
+                raise
+            short = Failure(Status.UNDECIDED, Reason.OUT_OF_MEMORY, f"in the drop test: {stop.failure.message}")
+            raise Stop(short, self._variant, "nominal") from stop

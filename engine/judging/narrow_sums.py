@@ -65,11 +65,13 @@ def _variance(func: Any, source: torch.Tensor, rest: tuple[Any, ...], named: dic
         rest = (None, *rest)
     values = {"dim": None, "unbiased": True, "keepdim": False}
     values |= dict(zip(("dim", "unbiased", "keepdim"), rest, strict=False)) | named
+    correction = named["correction"] if "correction" in named else values["unbiased"]
+    if correction is None:
+        return None
     dim = values["dim"]
     dims = (dim,) if isinstance(dim, int) else tuple(dim or range(source.ndim))
-    correction = float(({"correction": values["unbiased"]} | named)["correction"])
     mean, squares, count = _welford(source, dims)
-    spread = squares / max(0.0, count - correction)
+    spread = squares / max(0.0, count - float(correction))
     spread = spread.sqrt() if root else spread
     if not values["keepdim"]:
         axes = {axis % source.ndim for axis in dims}
@@ -119,7 +121,7 @@ def _merged(mean: torch.Tensor, squares: torch.Tensor, counts: torch.Tensor) -> 
 
 def _running(func: Any, source: torch.Tensor, rest: tuple[Any, ...], named: dict[str, Any]) -> Any:
     (dim,) = [*rest, *named.values()] if len(rest) + len(named) == 1 else (None,)
-    if set(named) - {"dim"} or not isinstance(dim, int):
+    if set(named) - {"dim"} or not isinstance(dim, int) or source.ndim == 0:
         return None
     return torch.from_numpy(_RUNNING[func].accumulate(source.detach().numpy(), axis=dim, dtype=np.float32))
 

@@ -117,6 +117,27 @@ def test_a_judge_that_dies_while_it_confirms_costs_the_confirmation_alone(go, tm
     assert paid(log) == ["confirm"], "all else was paid before"
 
 
+class BreakingLater(FakeBackend):
+    """Refuses the first kernel that is to be confirmed and dies at the next."""
+
+    def confirm(self, operator, winner):
+        made = super().confirm(operator, winner)
+        if made.refused:
+            return made
+        raise WorkerError("the judge died")
+
+
+def test_a_judge_that_dies_after_a_refusal_leaves_no_refused_kernel_as_the_best(go):
+    replies = {**FAST_STAGES, THIRD: kernel(us=40, confirm="crash")}
+    events, _, _ = go(replies, backend=BreakingLater())
+    end = of(events, "task_ended")[0]
+    assert [e["outcome"] for e in of(events, "confirmation")] == ["refused"]
+    assert (end["outcome"], end["best_id"], end["speedup"], end["confirmed"]) == ("failed", None, None, None)
+    assert best_of(go) == []
+    events, _, _ = go(replies)
+    assert (of(events, "task_ended")[-1]["confirmed"], ["us=80" in best for best in best_of(go)][-1]) == (True, True)
+
+
 def test_a_sweep_over_policy_does_not_confirm_again(go, tmp_path):
     log = tmp_path / "log"
     go(FAST_STAGES, backend=FakeBackend(log))

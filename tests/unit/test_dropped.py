@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from engine.judging import dropped
 from engine.judging.dropped import MOST_KERNELS, DroppedVariant, DropTest, launched, without
 from engine.judging.judge import Findings, Judge, Place, Stop
+from engine.judging.messages import Failure
 from engine.judging.plan import Argument, Kernel, Launch, Step
 from engine.judging.replayed import Compiled, NotReplayable
 from engine.records import Reason, Status
@@ -94,8 +97,71 @@ def test_a_candidate_none_of_whose_kernels_matters_is_rejected(judge, monkeypatc
 
 
 def test_a_plan_that_cannot_be_replayed_is_not_tested(judge, monkeypatch):
-    _, results = drop(judge, monkeypatch, lambda names: None)
+    found, results = drop(judge, monkeypatch, lambda names: None)
     assert results == ()
+    (remark,) = found.remarks
+    assert remark == "no drop test: the whole plan gave no results (variant same): a kernel waits for another"
+
+
+def lacking(status, reason):
+    return Stop(Failure(status, reason, "told"))
+
+
+def test_a_replay_that_runs_out_of_time_gives_no_result(judge, monkeypatch):
+    def results_of(names):
+        return [float("a" in names)] if "b" in names else lacking(Status.FAILED, Reason.TIMEOUT)
+
+    found, results = drop(judge, monkeypatch, results_of)
+    assert [(result.kernel, result.effect) for result in results] == [("a", True)]
+    assert found.remarks == ["the drop test of b did not end within 20 s (variant same): no result"]
+
+
+def test_a_plan_that_crashes_without_a_kernel_shows_an_effect(judge, monkeypatch):
+    def results_of(names):
+        return [float("a" in names)] if "b" in names else lacking(Status.FAILED, Reason.CRASH)
+
+    found, results = drop(judge, monkeypatch, results_of)
+    assert ([result.effect for result in results], found.remarks) == ([True, True], [])
+
+
+@pytest.mark.parametrize("left", [("a", "b"), ("a",)])
+def test_want_of_memory_leaves_the_candidate_undecided(judge, monkeypatch, left):
+    def results_of(names):
+        return lacking(Status.FAILED, Reason.OUT_OF_MEMORY) if names == left else [float("a" in names)]
+
+    with pytest.raises(Stop, match="told") as stopped:
+        drop(judge, monkeypatch, results_of)
+    assert (stopped.value.failure.status, stopped.value.failure.reason) == (Status.UNDECIDED, Reason.OUT_OF_MEMORY)
+
+
+def test_no_executor_is_no_effect(judge, monkeypatch):
+    @contextlib.contextmanager
+    def none_starts():
+        raise lacking(Status.UNDECIDED, Reason.OUT_OF_MEMORY)
+        yield
+
+    test = DropTest(judge, none_starts, Compiled(launching(0, names=("a",)), (), {}), task(), "same", Findings(3))
+    with pytest.raises(Stop, match="told") as stopped:
+        test.run()
+    assert stopped.value.failure.status is Status.UNDECIDED
+
+
+def test_the_start_of_an_executor_takes_no_time_from_the_replay(judge, monkeypatch):
+    clock, left = [0.0], []
+
+    @contextlib.contextmanager
+    def slow():
+        clock[0] += 300.0
+        yield
+
+    def outputs(run):
+        left.append(run.deadline - clock[0])
+        return []
+
+    monkeypatch.setattr(dropped, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(DroppedVariant, "outputs", outputs)
+    DropTest(judge, slow, Compiled(launching(0, names=("a",)), (), {}), task(), "same", Findings(3)).run()
+    assert left == [dropped.CALL_S]
 
 
 def test_of_many_kernels_some_are_left_out(judge, monkeypatch):
@@ -112,6 +178,8 @@ def drop(judge, monkeypatch, results_of, names=("a", "b")):
         results = results_of(launched(run.compiled.plan))
         if results is None:
             raise NotReplayable("a kernel waits for another")
+        if isinstance(results, Stop):
+            raise results
         return [torch.tensor(results)]
 
     monkeypatch.setattr(DroppedVariant, "outputs", outputs)

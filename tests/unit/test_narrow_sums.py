@@ -46,6 +46,22 @@ def test_the_error_is_that_of_fp32():
     assert 2.0 * error(rows.var(dim=-1, unbiased=False)) < narrow < naive / 40
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda: torch.var(X, dim=1, correction=None), id="var"),
+        pytest.param(lambda: torch.std_mean(X, dim=1, correction=None), id="std_mean"),
+        pytest.param(lambda: torch.cumsum(torch.tensor(3.0), 0), id="running-sum-of-a-scalar"),
+        pytest.param(lambda: torch.tensor(3.0).cumprod(dim=0), id="running-product-of-a-scalar"),
+    ],
+)
+def test_spellings_that_are_left_to_pytorch(function):
+    with NarrowSums() as mode:
+        found = function()
+    assert not mode.used
+    torch.testing.assert_close(found, function(), rtol=0, atol=0)
+
+
 def test_others_are_left_alone():
     with NarrowSums() as mode:
         X.sum(), X.double().var(), X.mean()
