@@ -7,12 +7,13 @@ Each goes through the memo under the hash of all that it depends on, and leaves 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from shutil import which
 from typing import TypeVar
 
 from engine.backends.floors import FLOOR_VERSION
+from engine.backends.sanity import COUNTING
 from engine.backends.seam import Backend
 from engine.canonical import Json, digest, digest_text, short
 from engine.codec import decode, encode
@@ -38,6 +39,8 @@ from engine.records import (
 from engine.settings import Settings
 
 T = TypeVar("T")
+
+_COUNTING = COUNTING | {"torch_npu"}
 
 
 def candidate_id(operator: Operator, source: str) -> str:
@@ -173,11 +176,16 @@ class Paid:
         )
 
     def profile(self, operator: Operator, candidate: Judged | None, metrics: Sequence[str]) -> tuple[MetricValue, ...]:
-        """Values of the named metrics of a candidate, or of the eager reference without one."""
+        """Values of the named metrics of a candidate, or of the eager reference without one.
+
+        Kept unless every value is None, or a metric lacks a counted value while a counting profiler of the back-end
+        that spells it counted nothing in the whole profile: a permission, a tool or a free device may be there the
+        next time. The key has `candidate.time_us`, which headroom, substitutes and contradictions are made from."""
         back_end = self.settings.backends[self.settings.backend]
         inputs = {
             **self._subject(operator, candidate.source if candidate else None),
             **self._protocol(operator),
+            "time_us": candidate.time_us if candidate else None,
             "metrics": {name: encode(self.settings.metrics[name]) for name in sorted(metrics)},
             "profilers": encode(back_end.profilers),
             "tools": {name: which(tool.path) if tool.path else None for name, tool in back_end.profilers.items()},
@@ -187,13 +195,22 @@ class Paid:
             started = time.monotonic()
             values = self.backend.profile(operator, candidate, metrics)
             outcome, cost = [encode(value) for value in values], _spent(started)
-            if values and all(value.value is None for value in values):
-                # The permission that was missing may be there the next time.
+            if values and (all(value.value is None for value in values) or self._uncounted(values)):
                 raise Passing(outcome, cost)
             return outcome, cost
 
         step = self.memo.step("profile", inputs, collect)
         return tuple(decode(MetricValue, value, "stored metric") for value in step.outcome)
+
+    def _uncounted(self, values: Sequence[MetricValue]) -> bool:
+        answered = {value.source for value in values if value.value is not None}
+        declared = self.settings.backends[self.settings.backend].profilers
+        silent = _COUNTING.intersection(declared) - answered
+        return any(
+            _refused_by(value, silent.intersection(self.settings.metrics[value.metric].spellings))
+            for value in values
+            if value.value is None or value.source not in _COUNTING
+        )
 
     def _measured(self, kind: str, inputs: Json, record: type[T], work: Callable[[], T]) -> T:
         def run() -> tuple[Json, Json]:
@@ -230,6 +247,12 @@ class Paid:
 
 def _spent(started: float) -> Json:
     return {"wall_s": round(time.monotonic() - started, 3)}
+
+
+def _refused_by(value: MetricValue, profilers: Iterable[str]) -> bool:
+    """Whether the note has the reason of one of these for giving no value: `profiler: reason`, as the ladder writes."""
+    starts = tuple(f"{name}: " for name in profilers)
+    return any(part.startswith(starts) for part in value.note.split("; "))
 
 
 def _passing(outcome: object) -> bool:

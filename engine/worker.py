@@ -40,6 +40,11 @@ ALLOWED_ENVIRONMENT = (
 """What a worker inherits: no key, token, proxy or home folder ever does."""
 
 
+def ascend_python(declared: str) -> str:
+    """The interpreter of the environment with torch_npu: as declared, else as ASCEND_PYTHON names it."""
+    return declared or os.environ.get("ASCEND_PYTHON") or "python3"
+
+
 def scrubbed_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The allow-listed part of our environment plus `extra`."""
     kept = {name: os.environ[name] for name in ALLOWED_ENVIRONMENT if name in os.environ}

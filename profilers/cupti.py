@@ -94,6 +94,10 @@ def find_library() -> str | None:
     return str(places[0]) if places else None
 
 
+class NoCounters(ProfilerError):
+    """No call on this machine can be counted: the library is absent, or counters are for administrators."""
+
+
 @dataclass(frozen=True, slots=True)
 class Counted:
     """One call counted: its first launches in order, how many launches there were, passes needed, and counters that the
@@ -141,7 +145,7 @@ class Library:
     def __init__(self) -> None:
         path = find_library()
         if path is None:
-            raise ProfilerError("libcupti is neither beside torch nor in /usr/local/cuda*: install nvidia-cuda-cupti")
+            raise NoCounters("libcupti is neither beside torch nor in /usr/local/cuda*: install nvidia-cuda-cupti")
         self._library = ctypes.CDLL(path)
         self.call("cuptiProfilerInitialize", _INITIALIZE())
 
@@ -160,7 +164,8 @@ class Library:
                 if status == _PRIVILEGES
                 else ""
             )
-            raise ProfilerError(f"{name}: {said} (CUPTI error {status})", hint=hint)
+            kind = NoCounters if status == _PRIVILEGES else ProfilerError
+            raise kind(f"{name}: {said} (CUPTI error {status})", hint=hint)
         return parameters
 
 
@@ -218,7 +223,15 @@ class RangeProfiler:
         self._data = (ctypes.c_uint8 * self._size)()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self._end()
+        except ProfilerError:
+            # After a fault of the call itself nothing can be put back, and that fault is what counts.
+            if kind is None:
+                raise
+
+    def _end(self) -> None:
         self._cupti.call("cuptiRangeProfilerDisable", _RANGE_OBJECT(object=self._object))
         self._cupti.call("cuptiProfilerHostDeinitialize", _HOST_END(object=self._host))
 

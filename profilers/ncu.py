@@ -16,12 +16,13 @@ from pathlib import Path
 
 from engine.errors import ProfilerError
 from profilers.ncu_csv import DURATION, parse
-from profilers.running import loader_problem, run
+from profilers.running import loader_problem, run, written
 from profilers.sampling import function_name, weighed, window
 from profilers.seam import Job, KernelSample
 
 __all__ = ["DURATION", "Ncu", "parse"]
 
+MAX_LOG_BYTES = 32 << 20
 RUNS = 3
 """Of the tool for one profile: more than one where the first launches of a long call miss a kernel."""
 
@@ -95,8 +96,8 @@ class Ncu:
         with tempfile.TemporaryDirectory(dir=job.cwd, prefix="ncu-") as folder:
             log, output = Path(folder, "ncu.csv"), Path(folder, "output")
             status = run(self.command(job, counters, str(log)), job, timeout_s, output)
-            text = log.read_text(errors="replace") if log.exists() else ""
-            printed = output.read_text(errors="replace")
+            # A candidate may write where the tool writes.
+            text, printed = written(log, MAX_LOG_BYTES) or "", written(output, MAX_LOG_BYTES) or ""
         samples = parse(text, counters)
         if status != 0 or not samples:
             raise _problem(text + printed, status, job.kernels, len(samples))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,3 +49,19 @@ def loader_problem(printed: str, status: int) -> str | None:
         if "error while loading shared libraries" in line or "cannot execute binary file" in line:
             return line.strip()[:300]
     return None if status != 127 else f"exit status 127: {' '.join(printed.split())[-200:] or 'nothing printed'}"
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def written(path: Path, most: int) -> str | None:
+    """A regular file of at most `most` bytes; None for anything else, such as a link to another file or a pipe."""
+    try:
+        with open(path, "rb", opener=_no_link) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
+            content = file.read(most + 1)
+    except OSError:
+        return None
+    return content.decode(errors="replace") if len(content) <= most else None

@@ -1,7 +1,8 @@
 """Launches of one call and how long each took: CUPTI's activity records, through the chrome trace of torch's profiler.
 
 No counter permission is needed. The job's command makes the warm call under `torch.profiler.profile` with CUDA activity
-and exports its chrome trace to `TRACE_FILE` in its folder; this module runs it and reads the file.
+and exports its chrome trace to `TRACE_FILE` in its folder; this module runs it and reads the file. The
+candidate's code runs there, so nothing that it leaves is taken to be well-formed.
 """
 
 from __future__ import annotations
@@ -16,12 +17,20 @@ from pathlib import Path
 
 from engine.canonical import Json
 from engine.errors import ProfilerError
-from profilers.running import run
+from profilers.running import run, written
 from profilers.sampling import function_name
 from profilers.seam import Job, KernelSample
 
 TRACE_FILE = "kernel_trace.json"
-MAX_TRACE_BYTES = 512 << 20
+MESSAGE_CHARS = 300
+MAX_TRACE_BYTES = 32 << 20
+MAX_OUTPUT_BYTES = 1 << 20
+MAX_EVENTS = 200_000
+"""Pieces of work on the device in one call."""
+MAX_VALUE = 1e18
+"""Of any number in a trace: in microseconds far beyond the epoch's, and sums over all events stay finite."""
+MAX_EXTENT = 2**31 - 1
+"""CUDA's for a grid's first dimension, the largest of all."""
 KERNEL = "kernel"
 DEVICE_WORK = frozenset({KERNEL, "gpu_memcpy", "gpu_memset"})
 """Categories of events that take time on the device."""
@@ -61,10 +70,13 @@ def parse(text: str) -> tuple[DeviceEvent, ...]:
     try:
         tree = json.loads(text)
         events = tree["traceEvents"] if isinstance(tree, dict) else tree
-        found = [_event(event) for event in events if _on_device(event)]
+        chosen = [event for event in events if _on_device(event)]
+        if len(chosen) > MAX_EVENTS:
+            raise ValueError(f"{len(chosen)} events of the device, expected at most {MAX_EVENTS}")
+        found = [_event(event) for event in chosen]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ProfilerError(
-            f"no chrome trace: {error!r}; expected traceEvents with name, ts and dur of each event"
+            f"no chrome trace: {repr(error)[:MESSAGE_CHARS]}; expected traceEvents with name, ts and dur of each event"
         ) from error
     return tuple(sorted(found, key=lambda event: event.start_us))
 
@@ -122,18 +134,20 @@ class KernelTrace:
 
     def collect(self, job: Job, counters: Sequence[str]) -> tuple[KernelSample, ...]:
         """The wanted counters of each of the job's kernels, aggregated by name; ProfilerError without any."""
-        written = Path(job.cwd, TRACE_FILE)
-        written.unlink(missing_ok=True)
-        with tempfile.TemporaryDirectory(dir=job.cwd, prefix="trace-") as folder:
+        exported = Path(job.cwd, TRACE_FILE)
+        exported.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=job.cwd, prefix="trace-", ignore_cleanup_errors=True) as folder:
             output = Path(folder, "output")
             status = run((*self.launcher, *job.command), job, self.timeout_s, output)
-            said = " ".join(output.read_text(errors="replace").split())[-300:] or "nothing"
+            printed = written(output, MAX_OUTPUT_BYTES)
+            said = " ".join((printed or "").split())[-MESSAGE_CHARS:] or "nothing"
         if status != 0:
             raise ProfilerError(f"the traced call ended with status {status}: {said}")
-        if not written.is_file() or written.stat().st_size > MAX_TRACE_BYTES:
+        text = written(exported, MAX_TRACE_BYTES)
+        if text is None:
             limit = MAX_TRACE_BYTES >> 20
             raise ProfilerError(f"expected a chrome trace of at most {limit} MiB in {TRACE_FILE}; it said: {said}")
-        found = samples(parse(written.read_text(errors="replace")), job.kernels)
+        found = samples(parse(text), job.kernels)
         if not found:
             names = ", ".join(job.kernels) or "any kernel"
             raise ProfilerError(f"the trace has no launch of {names}; the profiler saw no activity of the device")
@@ -178,11 +192,11 @@ def _on_device(event: Json) -> bool:
 def _event(event: Json) -> DeviceEvent:
     details: Mapping[str, Json] = event.get("args") or {}
     stream = _number(details, "stream")
-    start, duration = float(event["ts"]), float(event["dur"])
-    if not math.isfinite(start) or not 0 <= duration < math.inf:
-        raise ValueError(f"ts {start:g} and dur {duration:g} of {event['name']}")
+    name, start, duration = str(event["name"]), float(event["ts"]), float(event["dur"])
+    if not 0 <= start <= MAX_VALUE or not 0 <= duration <= MAX_VALUE:
+        raise ValueError(f"ts {start:g} and dur {duration:g} of {name[:MESSAGE_CHARS]}, expected 0 to {MAX_VALUE:g}")
     return DeviceEvent(
-        str(event["name"]),
+        name,
         str(event["cat"]),
         start,
         duration,
@@ -197,11 +211,15 @@ def _event(event: Json) -> DeviceEvent:
 
 def _number(details: Mapping[str, Json], name: str) -> float | None:
     value: object = details.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_VALUE:
         return None
     return float(value)
 
 
 def _extent(details: Mapping[str, Json], name: str) -> tuple[int, int, int] | None:
     value = details.get(name)
-    return (int(value[0]), int(value[1]), int(value[2])) if isinstance(value, list) and len(value) == 3 else None
+    if not isinstance(value, list) or len(value) != 3:
+        return None
+    if not all(type(extent) is int and 1 <= extent <= MAX_EXTENT for extent in value):
+        raise ValueError(f"expected a {name} of three integers from 1 to {MAX_EXTENT}")
+    return value[0], value[1], value[2]

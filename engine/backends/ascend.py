@@ -33,7 +33,7 @@ from engine.judging.client import JUDGE_VERSION, START_S, JudgeClient
 from engine.judging.gpu_state import lease, lock_path
 from engine.records import Device, Judged, Measurement, MetricValue, Operator, Precision, Verdict
 from engine.settings import AscendSettings, BackendSettings, ProfilerSettings, Settings
-from engine.worker import Worker, scrubbed_environment
+from engine.worker import Worker, ascend_python, scrubbed_environment
 from profilers.ascend_tool import Chip
 from profilers.msprof import Msprof, TorchNpu
 from profilers.msprof_op import MsprofOp
@@ -97,7 +97,7 @@ class AscendBackend:
         self._settings, self._scratch = settings, scratch
         self._backend = settings.backends[settings.backend]
         self._ascend = _ascend_settings(self._backend, settings.backend)
-        self._python = find_python(self._ascend.python)
+        self._python = find_python(ascend_python(self._ascend.python))
         found = examine(self._python)
         reason = refusal(self._python, found, self._tool_path())
         if reason is not None:

@@ -33,7 +33,7 @@ from engine.project import resolve
 from engine.records import Device, Judged, Measurement, MetricValue, Operator, Precision, Trace, Verdict
 from engine.settings import BackendSettings, CudaSettings, ProfilerSettings, Settings
 from engine.worker import scrubbed_environment
-from profilers.cupti import Cupti
+from profilers.cupti import Cupti, NoCounters
 from profilers.ncu import Ncu
 from profilers.seam import Job, Workload
 from profilers.static import Static
@@ -64,6 +64,7 @@ class CudaBackend:
         self._gpu = find_gpu(self._cuda.device)
         self._scratch = scratch
         self._environment = {"CUDA_VISIBLE_DEVICES": self._gpu.uuid}
+        self._required = settings.judge.sandbox == "required"
         self._known = _known_rates(settings, self._gpu)
         described = describe_device(settings.backend, self._gpu, self._backend.hardware)
         self.device = replace(described, ceilings=self._known.identity)
@@ -164,8 +165,10 @@ class CudaBackend:
             samples = tool.collect(Job((), "", {}, (), None, self._workload(operator)), counters)
         except NotCounted as error:
             return Answer(CUPTI, (), str(error))
-        except ProfilerError as error:
+        except NoCounters as error:
             self._no_cupti = str(error)
+            return Answer(CUPTI, (), str(error))
+        except ProfilerError as error:
             return Answer(CUPTI, (), "; ".join(filter(None, (str(error), error.hint))))
         return Answer(CUPTI, samples)
 
@@ -204,7 +207,7 @@ class CudaBackend:
             profiler.path,
             profiler.timeout_s,
             profiler.max_launches,
-            write_launcher(folder, self._settings.judge.limits, profiler.timeout_s),
+            write_launcher(folder, self._settings.judge.limits, profiler.timeout_s, self._required),
         )
         job = self._job(folder, operator, source, kernels, trace, traced=True)
         try:
@@ -251,7 +254,7 @@ class CudaBackend:
     ) -> Answer:
         kernels = () if source is None else kernel_names(source, trace)
         folder = Path(tempfile.mkdtemp(prefix="profile-", dir=self._scratch))
-        launcher = write_launcher(folder, self._settings.judge.limits, profiler.timeout_s)
+        launcher = write_launcher(folder, self._settings.judge.limits, profiler.timeout_s, self._required)
         tool = Ncu(profiler.path, profiler.timeout_s, profiler.max_launches, launcher)
         reason = tool.available()
         if reason is not None:

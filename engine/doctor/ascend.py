@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from engine.backends.ascend_probe import PYTHON, Environment, devices, examine, find_python
 from engine.doctor import Line
 from engine.errors import MissingError
-
-DEFAULT_PYTHON = "python3"
-"""As conf/backend/ascend.yaml has it without ASCEND_PYTHON."""
+from engine.worker import ascend_python
 
 
 def ascend_lines() -> list[Line]:
     """One line; it warns only where there is an NPU or somebody named an interpreter for one."""
-    named = os.environ.get("ASCEND_PYTHON") or DEFAULT_PYTHON
+    named = ascend_python("")
     try:
         found, problem = examine(find_python(named)), ""
     except MissingError as error:

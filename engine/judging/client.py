@@ -15,7 +15,7 @@ from engine.errors import EngineError, MissingError, ProfilerError, WorkerError
 from engine.records import Judged, Measurement, Operator, Precision, Task, TaskLint, Verdict
 from engine.settings import JudgeSettings, ProfilerSettings, Settings
 from engine.worker import Worker, scrubbed_environment
-from profilers.cupti import Counted
+from profilers.cupti import Counted, NoCounters
 
 JUDGE_VERSION = "3"
 """Part of every step key: raise it when a verdict may change for the same candidate."""
@@ -129,7 +129,8 @@ class JudgeClient:
         if "refused" in answer:
             raise NotCounted(str(answer["refused"])[:REFUSED_CHARS])
         if "unavailable" in answer:
-            raise ProfilerError(str(answer["unavailable"])[:REFUSED_CHARS])
+            kind = NoCounters if ncu is None else ProfilerError
+            raise kind(str(answer["unavailable"])[:REFUSED_CHARS])
         return decode(Counted, answer["counted"], "counters")
 
     def cubins(self, task: Task, precision: Precision, source: str) -> tuple[str, ...]:

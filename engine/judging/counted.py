@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from engine.canonical import Json, digest
 from engine.codec import encode
-from engine.errors import ProfilerError
 from engine.judging.executors import ExecutorFault
 from engine.judging.inputs import derive_seed
 from engine.judging.lone_call import LoneCall, LoneLaunch
 from engine.judging.replayed import POISON, NotReplayable, ReplayedVariant, image_of
 from engine.judging.runs import Call
+from profilers.cupti import NoCounters
 from profilers.seam import Workload
 
 
@@ -30,13 +30,13 @@ class CountedReplay(ReplayedVariant):
         self.replay.write_inputs(0, self._inputs(call), first=False)
 
     def count(self, counters: Sequence[str], limit: int, *, cold: bool) -> Json:
-        """A `Counted`. ProfilerError where this machine gives none, Stop or NotReplayable where the call fails."""
+        """A `Counted`. NoCounters where this machine gives none, Stop or NotReplayable where the call fails."""
         message = {"op": "count", "set": 0, "counters": list(counters), "limit": limit, "cold": cold}
         try:
             return self.executor.ask(message, self._left())
         except ExecutorFault as fault:
-            if fault.kind == ProfilerError.__name__:
-                raise ProfilerError(str(fault)) from fault
+            if fault.kind == NoCounters.__name__:
+                raise NoCounters(str(fault)) from fault
             raise self._stop(fault, "while its counters were read", None) from fault
 
     def workload(self, *, cold: bool) -> Workload:

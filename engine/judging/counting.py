@@ -76,7 +76,7 @@ def captured_names(call: Callable[[], object]) -> list[str]:
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             call()
         return _kernels(graph.raw_cuda_graph())
-    except (TypeError, AttributeError, RuntimeError):
+    except (TypeError, AttributeError, RuntimeError, ProfilerError):
         torch.cuda.synchronize()
         return []
 

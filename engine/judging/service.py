@@ -154,7 +154,8 @@ class GpuSide:
 
         folder = Path(new_scratch(Path(self.bench.scratch)))
         copied_package(folder)
-        tool = Ncu(ncu.path, ncu.timeout_s, limit, write_launcher(folder, self.bench.limits, ncu.timeout_s))
+        launcher = write_launcher(folder, self.bench.limits, ncu.timeout_s, self.bench.required)
+        tool = Ncu(ncu.path, ncu.timeout_s, limit, launcher)
         environment = scrubbed_environment({**self.bench.environment, "PYTHONPATH": str(folder)})
         try:
             cold = self.bench.cuda.flush_l2
@@ -224,7 +225,9 @@ class Service:
 
     def handle_count(self, message: Json) -> Json:
         """`refused`: this call cannot be counted; `unavailable`: no call can, by this tool on this machine."""
+        from engine.judging.inputs import UnsupportedTask
         from engine.judging.judge import Stop
+        from engine.judging.messages import is_memory
         from engine.judging.planned import Untraceable
         from engine.judging.replayed import NotReplayable
         from engine.judging.sides import SideLostError
@@ -241,8 +244,12 @@ class Service:
                 counted = encode(self.gpu.replays.counted(task, request.source, counters, limit, cold=cold))
             else:
                 counted = encode(self.gpu.counted_by_ncu(task, request.source, counters, limit, request.ncu))
-        except (Stop, Untraceable, NotReplayable, SideLostError) as error:
+        except (Stop, Untraceable, NotReplayable, SideLostError, UnsupportedTask) as error:
             return {"refused": str(error)}
+        except RuntimeError as error:
+            if not is_memory(error):
+                raise
+            return {"refused": f"no memory to count: {str(error).splitlines()[0]}"}
         except ProfilerError as error:
             return {"unavailable": "; ".join(filter(None, (str(error), error.hint)))}
         return {"counted": counted}

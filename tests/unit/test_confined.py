@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ProfilerError
-from engine.judging import sandbox
+from engine.judging import confined, sandbox
 from engine.judging.confined import OUTPUT, write_launcher
 from engine.settings import LimitSettings
 from engine.worker import scrubbed_environment
@@ -34,7 +34,7 @@ def profiler(folder: Path, body: str, timeout_s: float = 60.0) -> tuple[Ncu, Job
     tool.write_text(f"#!{sys.executable}\nimport sys, time\nlog = sys.argv[sys.argv.index('--log-file') + 1]\n{body}\n")
     tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
     environment = scrubbed_environment({"PYTHONPATH": str(folder)})
-    launcher = write_launcher(folder, LIMITS, timeout_s)
+    launcher = write_launcher(folder, LIMITS, timeout_s, False)
     return Ncu(str(tool), timeout_s, 4, launcher), Job(("none",), str(folder), environment, ("k",), None)
 
 
@@ -43,6 +43,30 @@ def test_the_tool_writes_its_log_and_prints_into_its_folder(folder):
     (sample,) = ncu.collect(job, [])
     assert sample.duration_us == 1.0
     assert (folder / OUTPUT).read_text() == "printed\n"
+
+
+@pytest.mark.parametrize(
+    ("required", "absent", "starts"),
+    [(True, "landlock", False), (True, "network_namespace", False), (True, None, True), (False, "landlock", True)],
+)
+def test_a_command_that_requires_all_layers_starts_with_all_or_not_at_all(
+    tmp_path, monkeypatch, capfd, required, absent, starts
+):
+    *_, spec = write_launcher(tmp_path, LIMITS, 5.0, required)
+    started = []
+    layers = tuple(layer for layer in sandbox.LAYERS if layer != absent)
+    monkeypatch.setattr(confined, "confine", lambda *_: layers)
+    monkeypatch.setattr(confined.os, "execvp", lambda tool, command: started.append(command))
+    monkeypatch.setattr(sys, "argv", ["confined", spec, "tool", "--flag"])
+    if starts:
+        confined.main()
+        assert started == [["tool", "--flag"]]
+        return
+    with pytest.raises(SystemExit) as ended:
+        confined.main()
+    assert (ended.value.code, started) == (1, [])
+    said = capfd.readouterr().err
+    assert "tool was not started" in said and f"layers {absent} are not available" in said
 
 
 @pytest.mark.skipif(sandbox.landlock_abi() < 1, reason="this kernel has no Landlock")

@@ -14,7 +14,7 @@ from engine.errors import MissingError, ProfilerError
 from engine.judging.client import NotCounted
 from engine.judging.gpu_state import Gpu
 from engine.records import Contract, Facts, Judged, Launch, Mode, Operator, Status, Task, Trace, Verdict
-from profilers.cupti import Counted
+from profilers.cupti import Counted, NoCounters
 from profilers.seam import KernelSample
 
 FACTS = Facts(1, 0, 0, 0, 0, 1, 0, 0, 0, None, None, 2e9, 8.6e9, 0.25, "float32", "full")
@@ -146,7 +146,7 @@ def test_what_the_warm_process_lacks_is_asked_of_ncu_on_the_planned_call_alone(b
 
 
 def test_a_machine_that_forbids_counters_is_asked_once(backend, ncu):
-    backend._judge.counts[None] = ProfilerError("insufficient privileges", hint="ask")
+    backend._judge.counts[None] = NoCounters("insufficient privileges", hint="ask")
     for _ in range(2):
         (hits,) = backend.profile(OPERATOR, CANDIDATE, ["l2_hit_pct"])
         assert "insufficient privileges" in hits.note

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 
 import pytest
 
 from engine.errors import ProfilerError
 from engine.records import Launch, Trace
+from profilers import trace
 from profilers.seam import Job, coverage
 from profilers.trace import TRACE_FILE, KernelTrace, parse, samples, totals
 
@@ -147,11 +149,36 @@ def test_an_event_without_duration_and_a_plain_list_of_events():
         pytest.param(CALL.replace("20.0", "-20.0", 1), id="negative"),
         pytest.param(CALL.replace("[8, 2, 1]", "[Infinity, 2, 1]", 1), id="no-grid"),
         pytest.param("[" * 100_000, id="nested"),
+        pytest.param(text(kernel("own", 1.0, 2.0, [10**200] * 3)), id="huge-grid"),
+        pytest.param(text(kernel("own", 1.0, 2.0, [0, 1, 1])), id="empty-grid"),
+        pytest.param(text(kernel("own", 1.0, 1.7e308), kernel("own", 2.0, 1.7e308)), id="huge-duration"),
+        pytest.param(text(kernel("own", -1.0, 2.0)), id="negative-start"),
+        pytest.param(text(kernel("own", 1.0, 10**400)), id="huge-integer"),
     ],
 )
 def test_what_is_no_chrome_trace_is_a_profiler_error(broken):
     with pytest.raises(ProfilerError, match="no chrome trace"):
         parse(broken)
+
+
+def test_numbers_of_any_size_leave_finite_counters():
+    details = {
+        "registers per thread": 1.7e308,
+        "shared memory": 10**400,
+        "est. achieved occupancy %": -1,
+        "stream": 1e300,
+    }
+    most = trace.MAX_VALUE
+    (own,) = samples(parse(text(*[kernel("own", most, most, [trace.MAX_EXTENT] * 3, **details)] * 2)), ())
+    assert {"registers", "shared_bytes", "est_occupancy_pct"}.isdisjoint(own.counters)
+    assert all(map(math.isfinite, own.counters.values())) and own.duration_us == most
+
+
+def test_more_events_than_a_call_has_are_refused(monkeypatch):
+    monkeypatch.setattr(trace, "MAX_EVENTS", 2)
+    assert len(parse(text(kernel("own", 1.0, 2.0), kernel("own", 3.0, 2.0)))) == 2
+    with pytest.raises(ProfilerError, match="3 events of the device, expected at most 2"):
+        parse(text(*[kernel("own", 1.0, 2.0)] * 3))
 
 
 def job(tmp_path, body: str, kernels=("own",)) -> Job:
@@ -182,6 +209,32 @@ def test_a_failing_run_says_why(tmp_path, body, kernels, message):
     (tmp_path / TRACE_FILE).write_text("{}")
     with pytest.raises(ProfilerError, match=message):
         KernelTrace("", 0.5 if "sleep" in body else 60.0, 1).collect(job(tmp_path, body, kernels), ["launches"])
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        pytest.param("os.symlink('secret', TRACE)", id="link"),
+        pytest.param("os.mkfifo(TRACE)", id="pipe"),
+        pytest.param("os.mkdir(TRACE)", id="folder"),
+        pytest.param("open(TRACE, 'w').write(open('secret').read() + ' ' * 4096)", id="too-long"),
+    ],
+)
+def test_only_a_regular_file_of_bounded_size_is_read(tmp_path, monkeypatch, left):
+    (tmp_path / "secret").write_text(CALL)
+    monkeypatch.setattr(trace, "MAX_TRACE_BYTES", len(CALL) + 4095)
+    body = f"import os; TRACE = {TRACE_FILE!r}; {left}; print('left')"
+    with pytest.raises(ProfilerError, match=r"expected a chrome trace.*left"):
+        KernelTrace("", 60.0, 1).collect(job(tmp_path, body), ["launches"])
+
+
+def test_an_output_that_became_a_pipe_is_not_waited_for(tmp_path):
+    body = (
+        "import glob, os; (path,) = glob.glob('trace-*/output'); os.unlink(path); os.mkfifo(path); "
+        f"open({TRACE_FILE!r}, 'w').write({CALL!r})"
+    )
+    (sample,) = KernelTrace("", 60.0, 1).collect(job(tmp_path, body), ["launches"])
+    assert sample.launches == 2.0
 
 
 def test_a_trace_of_torch_without_a_device_has_no_kernels(tmp_path):
