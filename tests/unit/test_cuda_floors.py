@@ -110,7 +110,7 @@ def test_a_profile_is_held_against_the_timing(opened, monkeypatch):
     sample = KernelSample("k", 500.0, {"lts__t_sector_hit_rate.pct": 50.0})
     counting = next(name for name in backend._backend.profilers if name in ("ncu", "cupti"))
     answer = Answer(counting, (sample,))
-    monkeypatch.setattr(backend, "_ask", lambda name, *_: answer if name == counting else Answer(name, ()))
+    monkeypatch.setattr(backend, "_ask", lambda name, *_: (answer if name == counting else Answer(name, ()),))
     (hits,) = backend.profile(OPERATOR, Judged("source", TRACE, 2100.0), ["l2_hit_pct"])
     assert (hits.value, hits.confidence) == (50.0, 0.0)
     assert "kernels took 500 us" in hits.contradiction
