@@ -33,9 +33,3 @@ def resolve(path: str) -> Path:
         return given
     packed = project_root() / given
     return packed if is_checkout() or packed.exists() else Path.cwd() / given
-
-
-def resolve_input(path: str) -> Path:
-    """The absolute path of a file that the user names: the working directory first, then as `resolve`."""
-    given = Path.cwd() / Path(path).expanduser()
-    return given if given.exists() else resolve(path)

@@ -1,8 +1,7 @@
 """What compiled kernels are made of, read by the tools inside the Triton wheel: no GPU, no CUDA toolkit, nothing runs.
 
-`cuobjdump --dump-resource-usage kernel.cubin` prints per function `REG:32 STACK:0 SHARED:1024 LOCAL:0 ...`, `ptxas -v`
-prints `0 bytes spill stores, 0 bytes spill loads` and `Used 32 registers`; both are parsed here. `nvdisasm -c` prints
-the machine code, which `profilers.sass` counts.
+`cuobjdump --dump-resource-usage kernel.cubin` prints per function `REG:32 STACK:0 SHARED:1024 LOCAL:0 ...`, which is
+parsed here; `nvdisasm -c` prints the machine code, which `profilers.sass` counts.
 """
 
 from __future__ import annotations
@@ -31,10 +30,6 @@ USAGE = ("registers", "spill_bytes", "static_shared_bytes")
 
 _FUNCTION = re.compile(r"^\s*Function\s+(\S+?):\s*$")
 _FIELD = re.compile(r"\b(REG|STACK|SHARED|LOCAL):(\d+)")
-_PTXAS_FUNCTION = re.compile(r"Compiling entry function '([^']+)'")
-_PTXAS_SPILL = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
-_PTXAS_REGISTERS = re.compile(r"Used (\d+) registers")
-_PTXAS_SHARED = re.compile(r"(\d+) bytes smem")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,25 +56,6 @@ def parse_resource_usage(text: str) -> tuple[Resources, ...]:
         if name and fields.keys() >= {"REG", "STACK", "SHARED", "LOCAL"}:
             spill = fields["STACK"] + fields["LOCAL"]
             found.append(Resources(name, fields["REG"], spill, fields["SHARED"]))
-            name = ""
-    return tuple(found)
-
-
-def parse_ptxas(text: str) -> tuple[Resources, ...]:
-    """The entry functions of `ptxas -v`, in order; spills are the bytes of spill stores."""
-    found: list[Resources] = []
-    name, spill = "", 0
-    for line in text.splitlines():
-        heading = _PTXAS_FUNCTION.search(line)
-        if heading:
-            name, spill = heading.group(1), 0
-        spilled = _PTXAS_SPILL.search(line)
-        if spilled:
-            spill = int(spilled.group(2))
-        used = _PTXAS_REGISTERS.search(line)
-        if used and name:
-            shared = _PTXAS_SHARED.search(line)
-            found.append(Resources(name, int(used.group(1)), spill, int(shared.group(1)) if shared else 0))
             name = ""
     return tuple(found)
 

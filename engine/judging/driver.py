@@ -155,9 +155,6 @@ class Driver:
             self._check(f"{symbol}: clusters of {math.prod(cluster)}", code)
         return Function(function, module, threads, shared_bytes, cluster, cooperative)
 
-    def unload(self, function: Function) -> None:
-        self._check("unloading a module", self._library.cuModuleUnload(function.module))
-
     def launch(
         self, function: Function, grid: Sequence[int], parameters: ctypes.Array[ctypes.c_void_p], stream: int
     ) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from engine.canonical import Json
 from engine.judging.lowering import CompileFailed, Specialiser
-from engine.judging.plan import Argument, Buffer, Call, HostCall, Kernel, Life, Origin, Plan, Ref, Step
+from engine.judging.plan import Buffer, Call, HostCall, Kernel, Life, Origin, Plan, Ref, Step
 from engine.judging.plan_recorder import INIT, Noted, PlanRecorder, Recording, Storage, buffers_of
 
 CHANGES = "forward() keeps changing from call to call"
@@ -154,12 +154,6 @@ def _renamed(call: Call, number: Callable[[int], int]) -> Call:
 
 def _renamed_ref(ref: Ref, number: Callable[[int], int]) -> Ref:
     return dataclasses.replace(ref, buffer=number(ref.buffer))
-
-
-def _renamed_argument(argument: Argument, number: Callable[[int], int]) -> Argument:
-    if argument.kind != "pointer":
-        return argument
-    return Argument("pointer", number(argument.buffer), argument.offset)
 
 
 def _renamed_step(step: Step, number: Callable[[int], int]) -> Step:

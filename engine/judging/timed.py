@@ -20,7 +20,6 @@ LEAST_SETS = 2
 MAX_SETS = 64
 MEMORY_SHARE = 0.3
 CHECKED = 3
-SECOND_DRAW = 3 << 20
 
 
 def rotation(size: int, cache_bytes: int, free_bytes: int) -> int:

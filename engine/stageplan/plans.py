@@ -13,8 +13,6 @@ from engine.project import conf_dir
 from engine.settings import BackendSettings, Settings
 from engine.stageplan.lint import Plans
 
-METRIC_FILES = "metric"
-
 
 def settings_of(overrides: Sequence[str]) -> Settings:
     """As `python -m engine` with these overrides; ConfigError with every fault."""

@@ -11,7 +11,7 @@ import pytest
 from engine.errors import ProfilerError
 from profilers.sass import FAMILIES, parse_sass
 from profilers.seam import Job
-from profilers.static import Resources, Static, bundled, bundled_cuobjdump, parse_ptxas, parse_resource_usage
+from profilers.static import Resources, Static, bundled, bundled_cuobjdump, parse_resource_usage
 from tests.support.cubins import cubin, written
 
 USAGE = """
@@ -25,12 +25,6 @@ Resource usage:
  Function other:
   REG:16 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:560
 """
-PTXAS = """ptxas info    : 0 bytes gmem
-ptxas info    : Compiling entry function 'matmul_kernel' for 'sm_90a'
-ptxas info    : Function properties for matmul_kernel
-    24 bytes stack frame, 20 bytes spill stores, 28 bytes spill loads
-ptxas info    : Used 255 registers, used 1 barriers, 4096 bytes smem, 408 bytes cmem[0]
-"""
 
 
 def test_cuobjdump_listing():
@@ -40,13 +34,8 @@ def test_cuobjdump_listing():
     assert len(found) == 2
 
 
-def test_ptxas_listing():
-    assert parse_ptxas(PTXAS) == (Resources("matmul_kernel", 255, 20, 4096),)
-
-
-@pytest.mark.parametrize("parse", [parse_resource_usage, parse_ptxas])
-def test_nothing_in_nothing(parse):
-    assert parse("ptxas fatal\n") == ()
+def test_nothing_in_nothing():
+    assert parse_resource_usage("ptxas fatal\n") == ()
 
 
 def code(*instructions: str) -> str:
