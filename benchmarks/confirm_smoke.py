@@ -149,8 +149,7 @@ CASES: Mapping[str, Case] = {
 def open_service(settings: Settings, scratch: Path) -> Service:
     """A judge in this process, as the back-end opens one in its own."""
     backend = settings.backends[settings.backend]
-    assert backend.cuda is not None
-    gpu = find_gpu(backend.cuda.device)
+    gpu = find_gpu(0)
     return Service(
         Opening(
             settings.judge,

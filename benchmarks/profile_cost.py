@@ -92,6 +92,7 @@ class Run:
             started = time.monotonic()
             answer = self._backend._ncu_script(self._ncu, operator, entry.source, verdict.trace, COUNTERS)
             row |= {"naive_s": time.monotonic() - started, "naive": _values(answer.samples), "naive_note": answer.note}
+            row |= {"naive_kernels": [sample.kernel for sample in answer.samples]}
         self._lines.add(row)
 
     def _count(self, operator: Operator, source: str, ncu: ProfilerSettings | None) -> Counted:
@@ -116,17 +117,28 @@ def differences(rows: Sequence[Mapping[str, Json]], other: str) -> list[dict[str
         points = counter.endswith("_elapsed") or counter.endswith("_active") or counter.endswith(".pct")
         apart = []
         for row in rows:
-            mine, theirs = row["cupti"], row[other] or []
-            if len(mine) == len(theirs):
-                pairs = [
-                    (a[counter], b[counter]) for a, b in zip(mine, theirs, strict=True) if counter in a and counter in b
-                ]
-                apart += [abs(a - b) if points else abs(a - b) / max(abs(b), 1e-9) * 100 for a, b in pairs]
+            pairs = [(a[counter], b[counter]) for a, b in paired(row, other) if counter in a and counter in b]
+            apart += [abs(a - b) if points else abs(a - b) / max(abs(b), 1e-9) * 100 for a, b in pairs]
         values = spread(apart)
         if values is not None:
             within = sum(value <= 100 * AGREE for value in apart)
             cells = values.cells("points" if points else "%")
             found.append({"counter": counter, "unit": "points" if points else "%", **cells, "within 3": within})
+    return found
+
+
+def paired(row: Mapping[str, Json], other: str) -> list[tuple[Json, Json]]:
+    """The same launches by either way. A script's profile has the candidate's own kernels alone: those are paired, the
+    n-th launch of a name with the n-th, where both saw the same number."""
+    mine, theirs = row["cupti"], row[other] or []
+    if other == "ncu":
+        return list(zip(mine, theirs, strict=True)) if len(mine) == len(theirs) else []
+    found: list[tuple[Json, Json]] = []
+    for name in dict.fromkeys(row.get("naive_kernels", [])):
+        left = [values for values, kernel in zip(mine, row["kernels"], strict=True) if kernel == name]
+        right = [values for values, kernel in zip(theirs, row["naive_kernels"], strict=True) if kernel == name]
+        if len(left) == len(right):
+            found.extend(zip(left, right, strict=True))
     return found
 
 

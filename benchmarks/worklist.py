@@ -293,7 +293,7 @@ def gpu_processes() -> list[tuple[int, str, str]]:
 
 
 def gpu_memory_mib() -> float | None:
-    """Memory in use on the first GPU; None without nvidia-smi."""
+    """Memory in use on the first visible GPU; None without nvidia-smi."""
     rows = _smi(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], 1)
     return float(rows[0][0]) if rows else None
 
@@ -301,6 +301,9 @@ def gpu_memory_mib() -> float | None:
 def _smi(command: Sequence[str], columns: int) -> list[list[str]]:
     if shutil.which(command[0]) is None:
         return []
+    # The tool itself shows every GPU, whatever CUDA shows.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    command = [*command, f"--id={visible}"] if visible else command
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     return [cells for line in done.stdout.splitlines() if len(cells := line.split(",")) == columns]
 

@@ -70,7 +70,7 @@ class Category:
 class CudaSettings:
     """conf/backend/cuda.yaml; absent on other back-ends."""
 
-    device: Count
+    device: Count | Literal["auto"]
     standby: Positive
     """Executors kept warm by each judge process."""
     baselines: tuple[Literal["eager", "compile", "eager_graph", "compile_graph"], ...]

@@ -22,6 +22,7 @@ from typing import Self
 from engine.backends import sanity
 from engine.backends.answers import TIMED, algebra_answer, static_answer, trace_answer
 from engine.backends.ceilings import KnownRates, known_rates, stored
+from engine.backends.detect import cuda_devices
 from engine.backends.floors import Floor, floor, stated
 from engine.backends.ladder import Answer, counters_of, metric_values
 from engine.confirmation import Confirmation
@@ -29,6 +30,7 @@ from engine.errors import ConfigError, Fault, ProfilerError
 from engine.judging.client import JUDGE_VERSION, JudgeClient, NotCounted
 from engine.judging.confined import OUTPUT, copied_package, write_launcher
 from engine.judging.gpu_state import Gpu, find_gpu, lease, lock_path
+from engine.judging.seats import take_seat
 from engine.project import resolve
 from engine.records import Device, Judged, Measurement, MetricValue, Operator, Precision, Trace, Verdict
 from engine.settings import BackendSettings, CudaSettings, ProfilerSettings, Settings
@@ -61,7 +63,8 @@ class CudaBackend:
         self._settings = settings
         self._backend = settings.backends[settings.backend]
         self._cuda = _cuda_settings(self._backend, settings.backend)
-        self._gpu = find_gpu(self._cuda.device)
+        self._seat = take_seat(self._cuda.device, find_gpu, cuda_devices)
+        self._gpu = self._seat.gpu
         self._scratch = scratch
         self._environment = {"CUDA_VISIBLE_DEVICES": self._gpu.uuid}
         self._required = settings.judge.sandbox == "required"
@@ -311,6 +314,7 @@ class CudaBackend:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._judge.close()
+        self._seat.close()
 
 
 def _known_rates(settings: Settings, gpu: Gpu) -> KnownRates:

@@ -128,7 +128,7 @@ def lock_path(gpu_uuid: str) -> Path:
 @contextlib.contextmanager
 def lease(path: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold the GPU: alone for timing and profiling, or with others for checking. Waits; a dead holder holds nothing."""
-    descriptor = _open_lock(path)
+    descriptor = open_lock(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
@@ -136,7 +136,7 @@ def lease(path: Path, *, shared: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _open_lock(path: Path) -> int:
+def open_lock(path: Path) -> int:
     """Read-only, and created only when missing: in a sticky folder another user's file may be opened no other way."""
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)

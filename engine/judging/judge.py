@@ -94,6 +94,9 @@ class OnDevice(Protocol):
     def shared(self) -> contextlib.AbstractContextManager[None]:
         """Hold the device together with others that check."""
 
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """Hold it with nobody beside."""
+
 
 class Judge:
     """Judges candidates one after another; references of a task are kept between them."""
@@ -187,16 +190,24 @@ class Judge:
             names = ", ".join(found.interpreter_limit)
             text = f"tl.dot on bf16 or fp8 in {names}: the interpreter computes it wrongly, so nothing can be said here"
             raise Stop(Failure(Status.UNDECIDED, Reason.INTERPRETER_LIMIT, text))
-        with found.stage("check"), self._held(), self.child("run", found) as child:
-            deadline = time.monotonic() + self.settings.limits.run_s
-            for variant in self.references.variants(task):
-                OwnProcessVariant(self, child, task, variant, host_ops, found, deadline).all_suites(source)
+
+        def check(held: contextlib.AbstractContextManager[None]) -> None:
+            with found.stage("check"), held, self.child("run", found) as child:
+                deadline = time.monotonic() + self.settings.limits.run_s
+                for variant in self.references.variants(task):
+                    OwnProcessVariant(self, child, task, variant, host_ops, found, deadline).all_suites(source)
+
+        self.with_memory(found, check)
 
     def _lint(self, task: Task, found: Findings) -> None:
         """Whether passing every check of this task proves anything; examined once a task, on the reference alone."""
         if task.task_hash not in self._lints:
-            with self._held():
-                self._lints[task.task_hash] = lint(task, self.references, self.settings)
+
+            def examine(held: contextlib.AbstractContextManager[None]) -> None:
+                with held:
+                    self._lints[task.task_hash] = lint(task, self.references, self.settings)
+
+            self.with_memory(None, examine)
         linted = self._lints[task.task_hash]
         for finding in linted.findings:
             if finding.severity is not LintSeverity.REPAIRED:
@@ -205,8 +216,26 @@ class Judge:
         if problem is not None:
             raise Stop(problem)
 
-    def _held(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if self.device is None else self.device.shared()
+    def with_memory(
+        self, found: Findings | None, check: Callable[[contextlib.AbstractContextManager[None]], None]
+    ) -> None:
+        """`check` beside others, given the lease to hold; once more alone when memory lacked, for others may have held
+        what it needs. What is missing then is missing."""
+        if self.device is None:
+            check(contextlib.nullcontext())
+            return
+        try:
+            check(self.device.shared())
+            return
+        except (Stop, RuntimeError) as error:
+            if not _lacks_memory(error):
+                raise
+            lacking = str(error).splitlines()[0][:120]
+        if found is not None:
+            found.checks.clear()
+            found.remark(f"checked again alone on the GPU: {lacking}")
+        self.references.give_back_memory()
+        check(self.device.alone())
 
     def _trace(self, task: Task, source: str, host_ops: str, found: Findings) -> None:
         full = self.references.full(task)
@@ -322,3 +351,9 @@ def nonsense(error: Exception, variant: str) -> Stop:
     """The end of a judgement whose traced process does not keep to its protocol."""
     text = f"the traced process answered nonsense: {type(error).__name__}: {str(error)[:600]}"
     return Stop(Failure(Status.FAILED, Reason.CRASH, text), variant)
+
+
+def _lacks_memory(error: Stop | RuntimeError) -> bool:
+    if isinstance(error, Stop):
+        return error.failure.reason is Reason.OUT_OF_MEMORY
+    return is_memory(error)

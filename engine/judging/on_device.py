@@ -18,7 +18,7 @@ from engine.judging.counted import CountedReplay
 from engine.judging.executors import Executor, ExecutorFault, ExecutorPool
 from engine.judging.gpu_state import lease
 from engine.judging.judge import Findings, Judge, Stop
-from engine.judging.messages import Failure, is_memory
+from engine.judging.messages import Failure
 from engine.judging.planned import Planner, Prepared, Untraceable
 from engine.judging.references import FULL
 from engine.judging.replayed import NotReplayable, ReplayedVariant
@@ -54,24 +54,14 @@ class ReplayJudge:
     def shared(self) -> contextlib.AbstractContextManager[None]:
         return lease(self.lock, shared=True)
 
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        return lease(self.lock)
+
     def decide(self, task: Task, source: str, host_ops: str, found: Findings) -> bool:
         """False when no plan describes the candidate: its own process has to run it."""
         try:
             prepared = self.prepared(task, source, host_ops, found)
-            try:
-                self._checked(self.shared(), task, source, prepared, found)
-            except (Stop, RuntimeError) as error:
-                if not _lacks_memory(error):
-                    raise
-                retried = str(error).splitlines()[0][:120]
-            else:
-                retried = ""
-            if retried:
-                # Others may have held what this needs; alone, what is missing then is missing.
-                found.checks.clear()
-                found.remark(f"checked again alone on the GPU: {retried}")
-                self.judge.references.give_back_memory()
-                self._checked(lease(self.lock), task, source, prepared, found)
+            self.judge.with_memory(found, lambda held: self._checked(held, task, source, prepared, found))
         except (Untraceable, NotReplayable) as error:
             found.trace_error = str(error)
             found.checks.clear()
@@ -216,9 +206,3 @@ class ReplayJudge:
             intact = True
         finally:
             self._give_back(executor, intact=intact)
-
-
-def _lacks_memory(error: Stop | RuntimeError) -> bool:
-    if isinstance(error, Stop):
-        return error.failure.reason is Reason.OUT_OF_MEMORY
-    return is_memory(error)

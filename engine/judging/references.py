@@ -38,6 +38,11 @@ KEPT_TASKS = 4
 REMEMBERED_BYTES = {"cpu": 256 << 20, "cuda": 6 << 30}
 """Of results, in fp64."""
 
+SCARCE = 0.25
+"""Less than this share of the device's memory free after a check: what is remembered makes room for others' checks."""
+SCARCE_BYTES = 256 << 20
+"""Of results, in fp64, that are remembered then."""
+
 LEFT_BYTES = 12 << 30
 """More than this in use between calls is taken for tensors that wait in reference cycles."""
 RUNNABLE_FULL_ELEMENTS = 1 << 22
@@ -111,9 +116,13 @@ class References:
         limit = REMEMBERED_BYTES["cpu" if self.device == "cpu" else "cuda"]
         if size <= limit // 4:
             self._results[key] = (result, size)
-            while sum(held for _, held in self._results.values()) > limit:
-                self._results.popitem(last=False)
+            self._forget(limit)
         return result
+
+    def _forget(self, limit: int) -> None:
+        """Oldest results first, until the rest is within `limit` bytes."""
+        while sum(held for _, held in self._results.values()) > limit:
+            self._results.popitem(last=False)
 
     def give_back_memory(self) -> None:
         """Free what PyTorch keeps of the device's memory: candidates and other judges need it."""
@@ -121,6 +130,10 @@ class References:
             if torch.cuda.memory_allocated() > LEFT_BYTES:
                 gc.collect()
             torch.cuda.empty_cache()
+            free, total = torch.cuda.mem_get_info()
+            if free < SCARCE * total:
+                self._forget(SCARCE_BYTES)
+                torch.cuda.empty_cache()
 
     def _drop_old(self) -> None:
         while len(self._full) >= KEPT_TASKS:

@@ -13,6 +13,7 @@ from engine.backends.detect import resolve
 from engine.errors import MissingError, ProfilerError
 from engine.judging.client import NotCounted
 from engine.judging.gpu_state import Gpu
+from engine.judging.seats import Seat
 from engine.records import Contract, Facts, Judged, Launch, Mode, Operator, Status, Task, Trace, Verdict
 from profilers.cupti import Counted, NoCounters
 from profilers.seam import KernelSample
@@ -98,7 +99,7 @@ def ncu(monkeypatch):
 @pytest.fixture
 def backend(tmp_path, monkeypatch, ncu):
     gpu = Gpu(0, "NVIDIA H200", "GPU-1", "580.1")
-    monkeypatch.setattr(cuda, "find_gpu", lambda ordinal: gpu)
+    monkeypatch.setattr(cuda, "take_seat", lambda device, find, count: Seat(gpu, None))
     monkeypatch.setattr(cuda, "JudgeClient", FakeJudge)
     monkeypatch.setattr(cuda, "lock_path", lambda uuid: tmp_path / "lock")
     with cuda.CudaBackend(compose("cuda", {}), Path(), tmp_path) as opened:

@@ -13,6 +13,7 @@ from benchmarks.compose import compose
 from engine.backends import cuda
 from engine.errors import ProfilerError
 from engine.judging.gpu_state import Gpu
+from engine.judging.seats import Seat
 from engine.judging.service import GpuSide, NcuTool
 from tests.unit.test_cuda_backend import CANDIDATE, OPERATOR, SOURCE, TASK, TRACE, FakeJudge
 
@@ -40,7 +41,8 @@ def test_a_back_ends_launchers(tmp_path, monkeypatch, sandbox, required, tool):
         def collect(self, job, counters):
             raise ProfilerError("told")
 
-    monkeypatch.setattr(cuda, "find_gpu", lambda ordinal: Gpu(0, "NVIDIA H200", "GPU-1", "580.1"))
+    seat = Seat(Gpu(0, "NVIDIA H200", "GPU-1", "580.1"), None)
+    monkeypatch.setattr(cuda, "take_seat", lambda device, find, count: seat)
     monkeypatch.setattr(cuda, "JudgeClient", FakeJudge)
     monkeypatch.setattr(cuda, "lock_path", lambda uuid: tmp_path / "lock")
     monkeypatch.setattr(cuda, "Ncu" if tool == "ncu" else "KernelTrace", Tool)
