@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from engine.backends.npu_clock import TRACED_FOR, NpuClock
 from engine.canonical import Json
 from engine.codec import decode, encode
 from engine.errors import EngineError, MissingError
+from engine.judging.allowance import Allowance
 from engine.judging.children import ForkServerClient
 from engine.judging.gpu_state import lease
 from engine.judging.judge import Findings, Judge, Place
@@ -58,9 +58,9 @@ class NpuJudge(Judge):
                 self._trace(task, source, host_ops, found)
         found.remark("compared at the small shapes only: the reference is computed on the CPU")
         with found.stage("check"), lease(self.lock, shared=True), self.process(found) as child:
-            deadline = time.monotonic() + self.settings.limits.run_s
+            allowance = Allowance(self.settings.limits.run_s, lambda: child.waited_s)
             for variant in self.references.variants(task):
-                OwnProcessVariant(self, child, task, variant, host_ops, found, deadline).all_suites(source)
+                OwnProcessVariant(self, child, task, variant, host_ops, found, allowance).all_suites(source)
 
     @contextlib.contextmanager
     def process(self, found: Findings) -> Iterator[NpuChild]:

@@ -161,6 +161,9 @@ class ForkServerClient:
 class Child:
     """One confined candidate process; a context manager that leaves nothing running and no files."""
 
+    waited_s = 0.0
+    """For its answers, so far."""
+
     def __init__(self, server: ForkServerClient, kind: str, confinement: sandbox.Confinement) -> None:
         self.server, self.confinement = server, confinement
         self.scratch = Path(confinement.scratch)
@@ -181,15 +184,17 @@ class Child:
 
     def ask(self, message: Json, timeout_s: float) -> Json:
         """One message and its answer; ChildTimeout and ChildEnded leave the process dead."""
-        deadline = time.monotonic() + timeout_s
+        started = time.monotonic()
         try:
             self.channel.send(message, timeout_s)
+            return self._receive(started + timeout_s, timeout_s)
         except TimeoutError as error:
             self.end()
             raise ChildTimeout(f"it did not read within {timeout_s:g} s") from error
         except ChannelClosed as error:
             raise ChildEnded(self.end(), str(error)) from error
-        return self._receive(deadline, timeout_s)
+        finally:
+            self.waited_s += time.monotonic() - started
 
     def _receive(self, deadline: float, timeout_s: float) -> Json:
         try:

@@ -4,13 +4,13 @@ memory. A result that stays the same to the last bit shows that nothing of that 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 
 from engine.confirmation import DropResult
+from engine.judging.allowance import Allowance
 from engine.judging.executors import Executor
 from engine.judging.judge import Findings, Judge, Stop
 from engine.judging.messages import Failure
@@ -137,8 +137,8 @@ class DropTest:
         found = Findings(self._found.seed)
         try:
             with self._executor() as executor:
-                deadline = time.monotonic() + CALL_S
-                run = DroppedVariant(self._judge, executor, compiled, self._task, self._variant, found, deadline)
+                allowance = Allowance(CALL_S, lambda: executor.waited_s)
+                run = DroppedVariant(self._judge, executor, compiled, self._task, self._variant, found, allowance)
                 return run.outputs()
         except Stop as stop:
             if stop.failure.reason is not Reason.OUT_OF_MEMORY:

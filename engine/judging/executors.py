@@ -79,6 +79,11 @@ class Executor:
         self.broken = before
         return answer
 
+    @property
+    def waited_s(self) -> float:
+        """For its answers, so far."""
+        return self._child.waited_s
+
     def memory(self, size: int, timeout_s: float) -> torch.Tensor:
         """The shared arena, of at least `size` bytes; a larger one takes the place of a smaller."""
         if self._arena is not None and self._arena.bytes.numel() >= size:

@@ -14,6 +14,7 @@ from engine.canonical import Json
 from engine.codec import encode
 from engine.errors import MissingError
 from engine.judging import sandbox
+from engine.judging.allowance import Allowance
 from engine.judging.answers import plain_text
 from engine.judging.children import Child, ChildEnded, ChildTimeout, ForkServerClient, new_scratch
 from engine.judging.inputs import UnsupportedTask
@@ -193,9 +194,9 @@ class Judge:
 
         def check(held: contextlib.AbstractContextManager[None]) -> None:
             with found.stage("check"), held, self.child("run", found) as child:
-                deadline = time.monotonic() + self.settings.limits.run_s
+                allowance = Allowance(self.settings.limits.run_s, lambda: child.waited_s)
                 for variant in self.references.variants(task):
-                    OwnProcessVariant(self, child, task, variant, host_ops, found, deadline).all_suites(source)
+                    OwnProcessVariant(self, child, task, variant, host_ops, found, allowance).all_suites(source)
 
         self.with_memory(found, check)
 

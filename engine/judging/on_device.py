@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from engine.codec import decode, encode
+from engine.judging.allowance import Allowance
 from engine.judging.counted import CountedReplay
 from engine.judging.executors import Executor, ExecutorFault, ExecutorPool
 from engine.judging.gpu_state import lease
@@ -112,10 +113,10 @@ class ReplayJudge:
         return set(self.judge.references.variants(task)) <= set(self._kept[key].variants)
 
     def _check(self, executor: Executor, task: Task, source: str, prepared: Prepared, found: Findings) -> None:
-        deadline = time.monotonic() + self.judge.settings.limits.run_s
+        allowance = Allowance(self.judge.settings.limits.run_s, lambda: executor.waited_s)
         for variant in self.judge.references.variants(task):
             compiled = prepared.variants[variant]
-            ReplayedVariant(self.judge, executor, compiled, task, variant, found, deadline).all_suites(source)
+            ReplayedVariant(self.judge, executor, compiled, task, variant, found, allowance).all_suites(source)
 
     @contextlib.contextmanager
     def executor(self) -> Iterator[Executor]:
@@ -201,8 +202,8 @@ class ReplayJudge:
         executor = self._executor()
         intact = False
         try:
-            deadline = time.monotonic() + self.judge.settings.limits.run_s
-            yield kind(self.judge, executor, prepared.variants[FULL], task, FULL, found, deadline)
+            allowance = Allowance(self.judge.settings.limits.run_s, lambda: executor.waited_s)
+            yield kind(self.judge, executor, prepared.variants[FULL], task, FULL, found, allowance)
             intact = True
         finally:
             self._give_back(executor, intact=intact)

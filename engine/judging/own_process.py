@@ -4,7 +4,6 @@ the fallback for what no launch plan describes. What the process answers is a cl
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -12,6 +11,7 @@ import torch
 
 from engine.canonical import Json
 from engine.codec import encode
+from engine.judging.allowance import Allowance
 from engine.judging.answers import AnswerError, Called, built, called, collected, raised_in
 from engine.judging.children import Child
 from engine.judging.inputs import derive_seed, replay
@@ -42,9 +42,9 @@ class OwnProcessVariant(VariantRun):
     held_bytes = HELD_BYTES
 
     def __init__(
-        self, judge: Judge, child: Child, task: Task, variant: str, host_ops: str, found: Findings, deadline: float
+        self, judge: Judge, child: Child, task: Task, variant: str, host_ops: str, found: Findings, allowance: Allowance
     ) -> None:
-        super().__init__(judge, task, variant, found, deadline)
+        super().__init__(judge, task, variant, found, allowance)
         self.child, self.host_ops = child, host_ops
         self._calls = 0
         self._work: Work | None = None
@@ -187,8 +187,10 @@ class OwnProcessVariant(VariantRun):
         suite: str | None = None,
     ) -> Answer:
         """One command and its answer, parsed; an exception in the process ends the judgement as a failure of `what`."""
-        left = max(0.1, self.deadline - time.monotonic())
-        answer = ask(self.child, message, left, when, self.variant, suite)
+        left_s = self.allowance.left_s
+        if left_s < self.allowance.seconds:
+            when += f" (of the {self.allowance.seconds:g} s that all calls together may take)"
+        answer = ask(self.child, message, left_s, when, self.variant, suite)
         try:
             raised = raised_in(answer)
             if raised is None:

@@ -4,7 +4,6 @@ poisons the rest, has the executor run the plan, and reads results, inputs and g
 from __future__ import annotations
 
 import base64
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ import torch
 
 from engine.canonical import Json
 from engine.codec import encode
+from engine.judging.allowance import Allowance
 from engine.judging.compiler import CompiledKernel
 from engine.judging.executors import Executor, ExecutorFault
 from engine.judging.images import Image
@@ -215,9 +215,9 @@ class ReplayedVariant(VariantRun):
         task: Task,
         variant: str,
         found: Findings,
-        deadline: float,
+        allowance: Allowance,
     ) -> None:
-        super().__init__(judge, task, variant, found, deadline)
+        super().__init__(judge, task, variant, found, allowance)
         self.executor, self.compiled = executor, compiled
         self.choices: tuple[int, ...] = ()
         """Of each autotuned steady launch, in order, once the plan is loaded."""
@@ -365,7 +365,7 @@ class ReplayedVariant(VariantRun):
             raise Stop(Failure(Status.REJECTED, Reason.UNSTABLE, text), self.variant, call.suite) from stop
 
     def _left(self) -> float:
-        return min(CALL_S, max(0.1, self.deadline - time.monotonic()))
+        return min(CALL_S, self.allowance.left_s)
 
     def _stop(self, fault: ExecutorFault, when: str, suite: str | None) -> Exception:
         """What a failed command means for the candidate."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.canonical import Json
+from engine.judging.allowance import Allowance
 from engine.judging.answers import AnswerError, Described, Output, output
 from engine.judging.inputs import SUITES, UnsupportedTask, derive_seed
 from engine.judging.judge import Findings, Judge, Stop
@@ -84,9 +85,9 @@ class VariantRun(ABC):
     held_bytes = 0
     """Of results that may wait until the last call of a variant, to be collected then."""
 
-    def __init__(self, judge: Judge, task: Task, variant: str, found: Findings, deadline: float) -> None:
+    def __init__(self, judge: Judge, task: Task, variant: str, found: Findings, allowance: Allowance) -> None:
         self.judge, self.task, self.variant = judge, task, variant
-        self.found, self.deadline = found, deadline
+        self.found, self.allowance = found, allowance
         self.reference = judge.references.reference(task, variant)
         self.precision = task.contract.precision or judge.settings.precision
         self.slack = 1.0 if judge.place.device == "cpu" else 0.0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from engine.judging import dropped
+from engine.judging.allowance import Allowance
 from engine.judging.dropped import MOST_KERNELS, DroppedVariant, DropTest, launched, without
 from engine.judging.judge import Findings, Judge, Place, Stop
 from engine.judging.messages import Failure
@@ -147,18 +147,16 @@ def test_no_executor_is_no_effect(judge, monkeypatch):
 
 
 def test_the_start_of_an_executor_takes_no_time_from_the_replay(judge, monkeypatch):
-    clock, left = [0.0], []
+    left = []
 
     @contextlib.contextmanager
     def slow():
-        clock[0] += 300.0
-        yield
+        yield SimpleNamespace(waited_s=300.0)
 
     def outputs(run):
-        left.append(run.deadline - clock[0])
+        left.append(run.allowance.left_s)
         return []
 
-    monkeypatch.setattr(dropped, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(DroppedVariant, "outputs", outputs)
     DropTest(judge, slow, Compiled(launching(0, names=("a",)), (), {}), task(), "same", Findings(3)).run()
     assert left == [dropped.CALL_S]
@@ -185,17 +183,17 @@ def drop(judge, monkeypatch, results_of, names=("a", "b")):
     monkeypatch.setattr(DroppedVariant, "outputs", outputs)
     found = Findings(3)
     made = launching(*range(len(names)), names=names)
-    nobody = contextlib.nullcontext()
+    nobody = contextlib.nullcontext(SimpleNamespace(waited_s=0.0))
     return found, DropTest(judge, lambda: nobody, Compiled(made, (), {}), task(), "same", found).run()
 
 
 def test_replays_without_a_step_show_poison(judge):
     with executors.executor() as executor:
-        deadline = time.monotonic() + 60
+        allowance = Allowance(60.0, lambda: executor.waited_s)
 
         def outputs(steps):
             compiled = Compiled(plan(BUFFERS, call(steps, OUT)), (), {})
-            return DroppedVariant(judge, executor, compiled, task(), "same", Findings(3), deadline).outputs()
+            return DroppedVariant(judge, executor, compiled, task(), "same", Findings(3), allowance).outputs()
 
         whole, again, dropped = outputs(HONEST.steady.steps), outputs(HONEST.steady.steps), outputs(())
     assert torch.equal(whole[0], again[0]), "the same values each time"

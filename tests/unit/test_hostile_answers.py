@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engine.judging import answers
+from engine.judging.allowance import Allowance
 from engine.judging.judge import Findings, Stop
 from engine.judging.own_process import OwnProcessVariant
 from engine.judging.references import Expected
@@ -48,7 +49,8 @@ def run_of(folder, answer, number=1):
         references=SimpleNamespace(variants=lambda task: ("small",)),
     )
     run.task = SimpleNamespace(contract=SimpleNamespace(exact=False, tolerance="default", suites=None))
-    run.found, run.variant, run.deadline, run.host_ops = Findings(1), "small", float("inf"), "library"
+    run.found, run.variant, run.host_ops = Findings(1), "small", "library"
+    run.allowance = Allowance(60.0, lambda: 0.0)
     run.reference = SimpleNamespace(inputs=SimpleNamespace(steps=(), result=[]), device="cpu", params=())
     run.reference.init_inputs, run.reference.kept, run.reference.model = [], {}, torch.nn.Identity()
     run.precision, run.slack, run._calls, run._work = Precision.IEEE, 1.0, 0, None

@@ -6,13 +6,13 @@ import contextlib
 import dataclasses
 import os
 import signal
-import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from engine.judging import timed
+from engine.judging.allowance import Allowance
 from engine.judging.executors import ExecutorFault
 from engine.judging.gpu_graphs import _groups
 from engine.judging.judge import Findings, Judge, Place, Stop
@@ -75,8 +75,8 @@ def executor():
 
 
 def variant(judge, executor, steady_plan, *, of=None, seconds=60.0, kind=ReplayedVariant):
-    deadline = time.monotonic() + seconds
-    return kind(judge, executor, Compiled(steady_plan, (), {}), of or task(), "same", Findings(3), deadline)
+    allowance = Allowance(seconds, lambda: executor.waited_s)
+    return kind(judge, executor, Compiled(steady_plan, (), {}), of or task(), "same", Findings(3), allowance)
 
 
 def outcome(judge, executor, steady_plan, **more):
@@ -514,7 +514,7 @@ def test_results_that_go_wrong_while_they_are_timed_are_noticed(judge, executor,
     ],
 )
 def test_what_a_fault_means(judge, fault, expected):
-    run = variant(judge, SimpleNamespace(), HONEST)
+    run = variant(judge, SimpleNamespace(waited_s=0.0), HONEST)
     meant = run._stop(fault, "in forward()", "nominal")
     if expected is None:
         assert isinstance(meant, NotReplayable)
@@ -532,7 +532,7 @@ def test_an_executor_is_taken_before_the_lease_that_lets_nobody_start_one(judge)
     class Pool:
         def take(self):
             order.append("executor")
-            return SimpleNamespace(uses=0)
+            return SimpleNamespace(uses=0, waited_s=0.0)
 
         def give_back(self, executor, *, intact):
             order.append("given back")
