@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from engine.backends.ladder import DURATION, Answer
 from engine.backends.occupancy import limits
 from engine.records import Facts, Trace
+from engine.settings import BackendSettings, Spelling
 from profilers.seam import KernelSample
 
 TIMED = frozenset({"headroom", "time_share"})
@@ -48,7 +49,23 @@ OWN_COUNTERS: Mapping[str, frozenset[str]] = {
 OF_MEASURED_TIME = frozenset([DURATION, "time_us", "compulsory_us", "arithmetic_us"])
 """Those that need a time that was measured, not estimated."""
 
+INSTRUCTIONS = "sass_"
+"""Counters that the disassembler gives, of machine code that a trusted compiler made for a device."""
+
+TRACED = frozenset({DURATION, "duration_min_us", "duration_max_us", "time_share_pct"})
+"""Counters of the trace that take a call of the candidate's own Python; the launch record gives the others."""
+
+
 _NO_TRACE = "no launch record of this kernel"
+
+
+def given(backend: BackendSettings, spelling: Spelling) -> bool:
+    """Whether a rung of this back-end can give what the spelling says: without a device nothing that is timed on one or
+    read from its machine code."""
+    if backend.kind != "cpu":
+        return True
+    needed = set(spelling.counters)
+    return not (needed & (OF_MEASURED_TIME | TRACED) or any(name.startswith(INSTRUCTIONS) for name in needed))
 
 
 def trace_answer(trace: Trace | None, facts: Facts, sm_count: float | None = None) -> Answer:

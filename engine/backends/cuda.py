@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from engine.backends import sanity
-from engine.backends.answers import TIMED, algebra_answer, static_answer, trace_answer
+from engine.backends.answers import INSTRUCTIONS, TIMED, TRACED, algebra_answer, static_answer, trace_answer
 from engine.backends.ceilings import KnownRates, known_rates, stored
 from engine.backends.detect import cuda_devices
 from engine.backends.floors import Floor, floor, stated
@@ -42,12 +42,6 @@ from profilers.static import Static
 from profilers.trace import KernelTrace
 
 CUPTI = "cupti"
-INSTRUCTIONS = "sass_"
-"""Counters that the disassembler gives."""
-
-TRACED = frozenset({"duration_us", "duration_min_us", "duration_max_us", "time_share_pct"})
-"""Counters of the trace that take a call of the candidate's own Python; the launch record gives the others."""
-
 FULL = "full"
 COUNTING = frozenset({CUPTI, "ncu"})
 """Profilers that give each launch's duration with its counters."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.backends.ceilings import Ceilings, rows, write
+from engine.errors import MissingError
 from engine.judging.gpu_state import find_gpu
 
 WIDTHS = (16, 9, 9, 9, 4)
@@ -12,7 +13,11 @@ WIDTHS = (16, 9, 9, 9, 4)
 
 def keep_ceilings(results: Path, ordinal: int) -> tuple[Ceilings, Path]:
     """Measure device `ordinal` and store its rates below `results`. MissingError without a device."""
-    gpu = find_gpu(ordinal)
+    try:
+        gpu = find_gpu(ordinal)
+    except MissingError as error:
+        hint = "ceilings are measured on a GPU; without them floors use the rates of backends.<name>.hardware"
+        raise MissingError(str(error), hint=hint) from error
     from engine.backends.ceiling_bench import measure_ceilings
 
     measured = measure_ceilings(gpu)

@@ -17,6 +17,7 @@ from engine.records import Contract, Operator, Precision, Task
 from engine.tasks.contracts import HOST_OPS, make_task, read_contract, source_faults
 from engine.tasks.facts_client import derive_variants, describe
 from engine.tasks.sources import natural_key
+from engine.tasks.variants import apply_variant
 from engine.worker import scrubbed_environment
 
 PathLike = str | Path
@@ -25,6 +26,15 @@ REFERENCE_FORM = "REFERENCE is a file with Model, get_inputs and get_init_inputs
 CANDIDATE_FORM = "each CANDIDATE is a Python file with a class ModelNew, or a folder of such files"
 
 _IMPORTS = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='reference')"
+_RUNS = """
+import runpy, sys, torch
+reference = runpy.run_path(sys.argv[1], run_name="reference")
+given, named = list(reference["get_init_inputs"]()), {}
+if len(given) == 2 and isinstance(given[0], (list, tuple)) and isinstance(given[1], dict):
+    given, named = given
+with torch.no_grad():
+    reference["Model"](*given, **named)(*reference["get_inputs"]())
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +137,7 @@ def load_subject(reference: PathLike, contract: PathLike | None, asked: Demands,
         whole, task = task, _changed(task, _demanded(task.contract, asked))
         (facts,) = describe([task], folder)
         if facts.traced == "none":
-            _check_import(file, folder)
+            _check_runs(file, task, folder)
     kept, declared = len(task.contract.variants), len(whole.contract.variants)
     remarks = () if kept == declared else (f"judged on {kept} of {declared} shape variants, as asked",)
     return Subject(Operator(task, facts), remarks)
@@ -175,18 +185,27 @@ def _changed(task: Task, contract: Contract) -> Task:
     return make_task(task.task_id, task.name, task.source, contract, task.contract_origin, task.level, task.number)
 
 
-def _check_import(file: Path, scratch: Path) -> None:
-    """ConfigError with the exception's line when the module does not import. One that imports and cannot be traced here
-    may still be judged."""
-    command = [sys.executable, "-c", _IMPORTS, str(file.resolve())]
+def _check_runs(file: Path, task: Task, scratch: Path) -> None:
+    """ConfigError with the exception's line when the module does not import, or its Model fails on its own inputs, at
+    the first variant where there is one. One that runs and cannot be traced here may still be judged."""
+    _require(_IMPORTS, file, file, "a module that imports", scratch)
+    smallest = scratch / "smallest.py"
+    variants = list(task.contract.variants.values())
+    smallest.write_text(apply_variant(task.source, variants[0]) if variants else task.source, encoding="utf-8")
+    _require(_RUNS, smallest, file, "a Model that runs on its own inputs", scratch)
+
+
+def _require(script: str, module: Path, file: Path, what: str, scratch: Path) -> None:
+    command = [sys.executable, "-c", script, str(module.resolve())]
     environment = scrubbed_environment({"PYTHONDONTWRITEBYTECODE": "1"})
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=IMPORT_S, cwd=scratch, env=environment, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise ConfigError([Fault("reference", f"does not finish importing in {IMPORT_S:g} s", str(file))]) from error
+        problem = f"expected {what}, found one that takes longer than {IMPORT_S:g} s"
+        raise ConfigError([Fault("reference", problem, str(file))]) from error
     if done.returncode != 0:
         said = done.stderr.strip().rpartition("\n")[2] or f"its process ended with status {done.returncode}"
-        hint = f"{sys.executable} {file} shows the whole error"
-        raise ConfigError([Fault("reference", f"expected a module that imports: {said}", str(file))], hint=hint)
+        hint = f"{sys.executable} {file} shows the whole error" if script is _IMPORTS else REFERENCE_FORM
+        raise ConfigError([Fault("reference", f"expected {what}: {said}", str(file))], hint=hint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from engine.backends.answers import OF_MEASURED_TIME
+from engine.backends.answers import given
 from engine.settings import Metric, Settings, Spelling
 from engine.store import Answer
 from profilers.cupti_host import find_libraries
@@ -30,12 +30,11 @@ def unavailable(settings: Settings) -> Mapping[str, str]:
 def source_here(metric: Metric, settings: Settings, absent: Mapping[str, str]) -> str:
     """The rung that gives the metric on this machine, with its confidence where it is a substitute."""
     backend = settings.backends[settings.backend]
-    estimates = backend.kind == "cpu"
     for name in backend.profilers:
         if name not in metric.spellings or name in absent:
             continue
         spelling = metric.spellings[name]
-        if not (estimates and OF_MEASURED_TIME & set(spelling.counters)):
+        if given(backend, spelling):
             return name if spelling.confidence == 1 else f"{name} ({spelling.confidence:g})"
     return "not available"
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from engine.backends.answers import given
 from engine.backends.ceilings import known_rates
 from engine.backends.floors import floor
 from engine.classify import classify
@@ -125,7 +126,7 @@ def _sources(settings: Settings, stage: Stage, metric: str) -> list[str]:
     told = [
         tool if spellings[tool].confidence == 1 else f"{tool} at confidence {spellings[tool].confidence:g}"
         for tool in backend.profilers
-        if tool in spellings and spellings[tool].confidence >= stage.min_confidence
+        if tool in spellings and spellings[tool].confidence >= stage.min_confidence and given(backend, spellings[tool])
     ]
     return told or (["the launch record"] if metric in LAUNCH_RECORD else [])
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import yaml
 
-from engine.canonical import digest
+from engine.canonical import Json, digest
 from engine.codec import decode_collecting, did_you_mean, encode
 from engine.errors import Fault
 from engine.records import Contract, Task
@@ -30,11 +33,24 @@ def read_contract(path: Path, source: str, faults: list[Fault]) -> Contract | No
         faults.append(Fault("contract", f"cannot be read as YAML: {error}", where))
         return None
     found: list[Fault] = []
-    contract = decode_collecting(Contract, {} if tree is None else tree, "", found)
-    if not found:
-        found += [*_unknown_names(contract), *variant_faults("", contract.variants, source)]
+    tree = {} if tree is None else tree
+    contract = decode_collecting(Contract, tree, "", found)
+    sound = contract if not found else _sound(tree, found)
+    if sound is not None:
+        found += [*_unknown_names(sound), *variant_faults("", sound.variants, source)]
     faults.extend(Fault(fault.path, fault.problem, where) for fault in found)
     return None if found else contract
+
+
+def _sound(tree: Json, faults: Sequence[Fault]) -> Contract | None:
+    """What is left of a contract without its faulty entries, so that the others' faults are told as well."""
+    if not isinstance(tree, Mapping):
+        return None
+    faulty = {re.split(r"[.\[]", fault.path)[0] for fault in faults}
+    left = {name: value for name, value in tree.items() if str(name) not in faulty}
+    more: list[Fault] = []
+    contract = decode_collecting(Contract, left, "", more)
+    return None if more else cast(Contract, contract)
 
 
 def _unknown_names(contract: Contract) -> list[Fault]:

@@ -138,4 +138,4 @@ def test_without_a_gpu_the_command_says_so(monkeypatch, capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "CUDA device 3 does not answer" in shown.err
-    assert "what to do" in shown.err
+    assert "ceilings are measured on a GPU" in shown.err

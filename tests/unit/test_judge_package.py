@@ -344,6 +344,15 @@ def test_a_reference_that_does_not_import_is_refused(monkeypatch, device, refere
     assert device.opened == []
 
 
+def test_a_reference_that_fails_on_its_own_inputs_is_refused_by_name(monkeypatch, device, reference, write):
+    monkeypatch.setattr(inputs, "describe", lambda tasks, scratch: (replace(FACTS, traced="none", costs=()),))
+    reference.write_text(REFERENCE.replace("return ", "return nothing_of_this_name + ", 1))
+    with pytest.raises(ConfigError, match="runs on its own inputs: NameError") as caught:
+        judge(reference, write(a=GOOD) / "a.py")
+    assert str(reference) in str(caught.value)
+    assert device.opened == []
+
+
 def test_a_reference_that_imports_but_cannot_be_traced_is_judged(monkeypatch, device, reference, write):
     monkeypatch.setattr(inputs, "describe", lambda tasks, scratch: (replace(FACTS, traced="none", costs=()),))
     made = judge(reference, write(a=GOOD) / "a.py")

@@ -164,6 +164,11 @@ def test_contract_is_read(tmp_path):
         ("variants: {full: {N: 3}}", ["variants.full", "as it stands"]),
         ("host_ops: some\nstrides: odd", ["2 faults", "host_ops", "strides"]),
         ("exact: maybe", ["exact", "expected bool"]),
+        (
+            "exact: maybe\ndtype: float23\nvariants: {small: {M: 3}}",
+            ["3 faults", "expected bool", "float32", "small.M"],
+        ),
+        ("dtypes: x\nsuites: [signd]", ["2 faults", "'dtype'", "'signed'"]),
         ("precision: fp8", ["precision", "ieee, tf32, reduced"]),
         ("a: [", ["cannot be read as YAML"]),
     ],
