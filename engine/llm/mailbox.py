@@ -50,7 +50,7 @@ class MailboxLlm:
             text = letter_for(request, key)
             if not prompt.is_file() or read_text(prompt) != text:
                 write_whole(prompt, text)
-            raise AwaitingReply(f"{prompt} waits for a reply in {answer}", where=str(answer))
+            raise AwaitingReply(f"{prompt} waits for a reply in {answer}", where=f"{answer}, the prompt is {prompt}")
         letter = read_letter(content, str(answer))
         return Reply(
             text=letter.text,

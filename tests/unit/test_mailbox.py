@@ -30,9 +30,10 @@ def wait(mailbox, prompt="write a kernel"):
 def test_waiting_writes_the_prompt_and_says_where_the_reply_goes(mailbox):
     error = wait(mailbox)
     answer = mailbox.folder / "in" / f"{key()}.md"
-    assert (error.where, error.exit_code) == (str(answer), 75)
+    prompt = mailbox.folder / "out" / f"{key()}.md"
+    assert (error.where, error.exit_code) == (f"{answer}, the prompt is {prompt}", 75)
     assert str(answer) in str(error)
-    assert (mailbox.folder / "out" / f"{key()}.md").read_text() == (
+    assert prompt.read_text() == (
         "---\n"
         f"key: {key()}\n"
         "slot: level1__matmul/some_category/first/seed.0.0\n"
