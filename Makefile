@@ -33,8 +33,8 @@ run: setup
 	$(BIN)/python -m engine.results sql "select * from leaderboard"
 
 test: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= $(CORE_TESTS)
-	$(BIN)/python -m pytest -n $(WORKERS) $(addprefix --ignore=,$(CORE_TESTS))
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report= $(CORE_TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(addprefix --ignore=,$(CORE_TESTS))
 
 check: setup
 	$(BIN)/ruff check .
