@@ -8,15 +8,14 @@ Struct layouts: cupti_profiler_host.h and cupti_range_profiler.h of CUDA 12.6 an
 from __future__ import annotations
 
 import ctypes
-import importlib.util
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from engine.errors import ProfilerError
-from profilers.cupti_host import struct_of
+from profilers.cupti_host import places, struct_of
 from profilers.seam import Job, KernelSample
 
 DURATION = "gpu__time_duration.sum"
@@ -84,14 +83,10 @@ _DECODE = struct_of("Decode", _OBJECT, ("dropped", _SIZE))
 _INFO = struct_of("Info", ("image", _POINTER), ("size", _SIZE), ("count", _SIZE))
 
 
+@functools.cache
 def find_library() -> str | None:
-    """libcupti as PyTorch's wheels bring it, else of a CUDA toolkit, newest first; torch is not imported."""
-    places: list[Path] = []
-    spec = importlib.util.find_spec("nvidia")
-    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
-        places += sorted(Path(folder).glob("**/libcupti.so.1*"), reverse=True)
-    places += sorted(Path("/usr/local").glob("cuda*/**/libcupti.so.1*"), reverse=True)
-    return str(places[0]) if places else None
+    """libcupti as PyTorch's wheels bring it, else of a CUDA toolkit; torch is not imported."""
+    return next((str(path) for path in places()), None)
 
 
 class NoCounters(ProfilerError):
@@ -181,15 +176,15 @@ class RangeProfiler:
         self._cupti, self._launches = Library(), launches
         self._chip = self._cupti.call("cuptiDeviceGetChipName", _CHIP_NAME()).chip
         wanted = list(dict.fromkeys([DURATION, *counters]))
-        known = (
-            wanted if self._host_with(wanted) is not None else [n for n in wanted if self._host_with([n]) is not None]
-        )
-        self.unknown = tuple(name for name in wanted if name not in known)
-        if not known:
+        known, host = wanted, self._host_with(wanted)
+        if host is None:
+            known = [name for name in wanted if self._has(name)]
+            host = self._host_with(known) if known else None
+        if host is None:
             raise ProfilerError(f"the chip has none of {', '.join(wanted)}")
+        self.unknown = tuple(name for name in wanted if name not in known)
         self.counters = tuple(known)
-        self._names = names_of(known)
-        self._host = self._host_with(known)
+        self._names, self._host = names_of(known), host
         size = self._cupti.call("cuptiProfilerHostGetConfigImageSize", _IMAGE_SIZE(object=self._host)).size
         self._config = (ctypes.c_uint8 * size)()
         image = ctypes.cast(self._config, _POINTER)
@@ -203,9 +198,18 @@ class RangeProfiler:
             add = _ADD(object=host, names=names_of(counters), count=len(counters))
             self._cupti.call("cuptiProfilerHostConfigAddMetrics", add)
         except ProfilerError:
-            self._cupti.call("cuptiProfilerHostDeinitialize", _HOST_END(object=host))
+            self._host_end(host)
             return None
         return int(host)
+
+    def _has(self, counter: str) -> bool:
+        host = self._host_with([counter])
+        if host is not None:
+            self._host_end(host)
+        return host is not None
+
+    def _host_end(self, host: int) -> None:
+        self._cupti.call("cuptiProfilerHostDeinitialize", _HOST_END(object=host))
 
     def __enter__(self) -> RangeProfiler:
         context = _POINTER()
@@ -233,7 +237,7 @@ class RangeProfiler:
 
     def _end(self) -> None:
         self._cupti.call("cuptiRangeProfilerDisable", _RANGE_OBJECT(object=self._object))
-        self._cupti.call("cuptiProfilerHostDeinitialize", _HOST_END(object=self._host))
+        self._host_end(self._host)
 
     def collect(
         self, call: Callable[[], None], prepare: Callable[[], None] = lambda: None

@@ -12,7 +12,7 @@ import importlib.util
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -71,14 +71,23 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
 one of them means the same; one by spelling alone need not."""
 
 
-def find_libraries() -> tuple[Path, ...]:
-    """Each libcupti that lies with libnvperf_host beside it: of Python packages, then of toolkits, newest first."""
-    places: list[Path] = []
+def places() -> Iterator[Path]:
+    """Each libcupti of Python packages, then of toolkits, newest first. It looks where they are put and nowhere else:
+    going through a whole toolkit costs a profile as much as its counters do."""
     spec = importlib.util.find_spec("nvidia")
     for folder in (spec.submodule_search_locations or []) if spec is not None else []:
-        places += sorted(Path(folder).glob("**/libcupti.so.1[0-9]"), key=_version, reverse=True)
-    places += sorted(Path("/usr/local").glob("cuda*/**/libcupti.so.1[0-9]"), key=_version, reverse=True)
-    return tuple(path for path in places if (path.parent / HOST_LIBRARY).is_file())
+        yield from _newest(Path(folder), "*/lib")
+    for inside in ("lib64", "targets/*/lib", "extras/CUPTI/lib64"):
+        yield from _newest(Path("/usr/local"), f"cuda*/{inside}")
+
+
+def _newest(root: Path, folders: str) -> list[Path]:
+    return sorted(root.glob(f"{folders}/libcupti.so.1[0-9]"), key=_version, reverse=True)
+
+
+def find_libraries() -> tuple[Path, ...]:
+    """Those of `places` that lie with libnvperf_host beside them."""
+    return tuple(path for path in places() if (path.parent / HOST_LIBRARY).is_file())
 
 
 def _version(path: Path) -> tuple[int, ...]:
