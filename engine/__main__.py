@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 engine error, 2 bad configuration or something needed is m
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import sys
@@ -16,11 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.canonical import Json, digest, short
-from engine.codec import did_you_mean, encode
+from engine.canonical import Json, canonical, digest, short
+from engine.codec import decode, did_you_mean, encode
 from engine.errors import ConfigError, EngineError, Fault
 from engine.project import conf_dir, project_root
-from engine.settings import Settings, SweepJob
+from engine.settings import JobEnd, Settings, SweepJob
+from engine.sweeping import close_sweep, shared_compositions
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -46,7 +48,7 @@ def main() -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     arguments = name_sweep(sys.argv[1:])
-    with tempfile.TemporaryDirectory(prefix="kernel-engine-") as folder:
+    with tempfile.TemporaryDirectory(prefix="kernel-engine-") as folder, shared_compositions():
         os.environ[OUTCOMES] = folder
         try:
             if arguments != sys.argv[1:]:
@@ -60,7 +62,10 @@ def main() -> int:
         except KeyboardInterrupt:
             _say("interrupted; the same command continues, finished steps are not paid again")
             return INTERRUPTED
-        return _combined(Path(folder))
+        finally:
+            ended = _ended(Path(folder))
+            close_sweep(ended)
+        return _combined(ended)
 
 
 def _check_sweep(arguments: Sequence[str]) -> None:
@@ -87,20 +92,30 @@ def job(config: DictConfig) -> None:
     current = HydraConfig.get()
     number = current.job.num if current.mode == RunMode.MULTIRUN else 0
     debug = bool(config.get("run", {}).get("debug", False))
+    # A launcher may start the job on another machine, where the folder is not.
+    folder = Path(os.environ[OUTCOMES]) if OUTCOMES in os.environ else None
+    gathered = folder is not None and folder.is_dir()
+    ended = JobEnd(int(number), 1, None, None, "an error that is no refusal of the engine ended it")
     try:
         settings = decode_config(config)
         from engine.app import run_job
 
-        code = run_job(settings, encode(settings), _sweep_job(settings))
+        ended = run_job(settings, encode(settings), _sweep_job(settings), leave_ingest=gathered)
     except EngineError as error:
-        code = _refuse(error, debug=debug)
-    # A launcher may start the job on another machine, where the folder is not.
-    if Path(os.environ[OUTCOMES]).is_dir():
-        Path(os.environ[OUTCOMES], str(number)).write_text(str(code), encoding="ascii")
+        ended = JobEnd(int(number), _refuse(error, debug=debug), None, None, str(error).splitlines()[0])
+    finally:
+        if folder is not None and gathered:
+            folder.joinpath(str(number)).write_text(canonical(encode(ended)), encoding="utf-8")
 
 
-def _combined(folder: Path) -> int:
-    codes = {int(path.read_text(encoding="ascii")) for path in folder.iterdir()}
+def _ended(folder: Path) -> list[JobEnd]:
+    """How the jobs that wrote their end here ended, by number."""
+    found = [decode(JobEnd, json.loads(path.read_text(encoding="utf-8")), str(path)) for path in folder.iterdir()]
+    return sorted(found, key=lambda ended: ended.job)
+
+
+def _combined(ended: Sequence[JobEnd]) -> int:
+    codes = {job.code for job in ended}
     return next((code for code in (*PRECEDENCE, *sorted(codes)) if code in codes), 0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -154,8 +155,7 @@ def _decode_record(kind: Any, tree: Json, path: str, faults: list[Fault]) -> Any
     if not isinstance(tree, Mapping):
         _fault(faults, path, f"expected a mapping with the keys of {kind.__name__}, got {tree!r}")
         return None
-    hints = typing.get_type_hints(kind, include_extras=True)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    hints, fields = _fields(kind)
     prefix = f"{path}." if path else ""
     before = len(faults)
     for name in tree:
@@ -168,6 +168,12 @@ def _decode_record(kind: Any, tree: Json, path: str, faults: list[Fault]) -> Any
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             _fault(faults, f"{prefix}{name}", f"missing; expected {_name(hints[name])}")
     return kind(**values) if len(faults) == before else None
+
+
+@functools.cache
+def _fields(kind: Any) -> tuple[Mapping[str, Any], Mapping[str, dataclasses.Field[Any]]]:
+    """Types and fields of a record by name. Kept: resolving annotations costs most of a decode."""
+    return typing.get_type_hints(kind, include_extras=True), {f.name: f for f in dataclasses.fields(kind)}
 
 
 def _decode_scalar(kind: Any, tree: Json, path: str, faults: list[Fault]) -> Any:

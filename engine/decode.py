@@ -16,6 +16,9 @@ from engine.vocabulary import with_raw
 UNIDENTIFYING = ("paths", "display", "hydra")
 """Top-level keys that say where and how a run is shown, not what it does."""
 
+UNIDENTIFYING_OF_RUN = ("sweep", "debug", "label", "form", "write")
+"""The same below `run`."""
+
 _INDEX = re.compile(r"\[\d+\]")
 
 
@@ -58,8 +61,13 @@ def decode_settings(
 def run_identity(tree: Json) -> str:
     """The run id: 16 hex of the resolved configuration without paths, display, and the run's sweep and debug flags."""
     kept = {name: value for name, value in tree.items() if name not in UNIDENTIFYING}
-    kept["run"] = {name: value for name, value in tree["run"].items() if name not in ("sweep", "debug")}
+    kept["run"] = {name: value for name, value in tree["run"].items() if name not in UNIDENTIFYING_OF_RUN}
     return short(digest(kept))
+
+
+def remembered_identity(tree: Json) -> str:
+    """The run id of the same settings with nothing measured afresh: the run whose replies a fresh one keeps."""
+    return run_identity({**tree, "search": {**tree["search"], "fresh": [], "repeat": 1}})
 
 
 def located(faults: Iterable[Fault], files: Mapping[str, str]) -> list[Fault]:

@@ -41,6 +41,10 @@ class TaskState:
     history: list[Attempt] = field(default_factory=list)
     roles: dict[str, str] = field(default_factory=dict)
     """candidate_id -> role of the call that wrote it."""
+    seeded: list[Kernel] = field(default_factory=list)
+    """Every kernel that was the best when the seeds had ended, in order."""
+    found: dict[str, list[Kernel]] = field(default_factory=dict)
+    """The correct kernels of each stage that ran, in the order in which they were promoted or not."""
     gain: float = 1.0
     """Of the running stage: the product of the paired ratios with which its kernels replaced the best."""
 

@@ -6,6 +6,7 @@ EngineError                1   the engine itself failed
 ├── WorkerError            1   a worker process died, hung or answered nonsense
 ├── ProfilerError          1   a profiler could not answer; stages go on without its metrics
 ├── StoreError             1   the database or the memo could not be read or written
+│   └── StoreFull          1   nothing more can be written; the run stops before it pays for what it could not keep
 └── LlmError               1   a model call failed for good
     ├── LlmRetryable       1   a later attempt may succeed; carries Retry-After
     ├── LlmRefused         2   the provider rejects the key, the model or the request
@@ -72,6 +73,10 @@ class StoreError(EngineError):
     """The memo, journal or database cannot be used."""
 
 
+class StoreFull(StoreError):
+    """A file of the run or the memo could not be written: the disk is full, the quota used up, the folder read-only."""
+
+
 class LlmError(EngineError):
     """A model call failed and will not be tried again. `kind` is one word for the journal."""
 
@@ -95,13 +100,13 @@ class LlmRefused(LlmError):
 
 
 class BudgetSpent(LlmError):
-    """The next call would exceed a declared budget; `limit` names it."""
+    """The next call would exceed a declared budget; `limit` names it, `level` is run, task or stage."""
 
     exit_code = 0
 
-    def __init__(self, message: str, *, limit: str) -> None:
+    def __init__(self, message: str, *, limit: str, level: str = "run") -> None:
         super().__init__(message, kind="budget")
-        self.limit = limit
+        self.limit, self.level = limit, level
 
 
 class AwaitingReply(LlmError):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from engine.canonical import Json, digest
-from engine.errors import StoreError
+from engine.errors import StoreError, StoreFull
 
 VERSION = 1
 
@@ -28,6 +28,7 @@ _SLOT = ("role", "attempt", "sample")
 
 EVENTS: Mapping[str, tuple[str, ...]] = {
     "sweep_job": ("sweep_id", "job", "overrides"),
+    "label": ("label",),
     "run_started": ("config_hash", "version", "backend", "category", "provider", "model", "thresholds"),
     "environment": ("device", "facts"),
     "task_started": (
@@ -39,6 +40,7 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
         "contract",
         "contract_origin",
         "task_hash",
+        "licence",
     ),
     "classification": ("evaluations",),
     "baseline": ("who", "score_kind", "median_us", "lo_us", "hi_us", "n", "floor_us"),
@@ -152,6 +154,7 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
         "confirmed",
     ),
     "task_failed": ("error", "message"),
+    "job_failed": ("error", "message"),
     "waiting": ("where",),
     "run_ended": ("outcome", "tasks", "failed", "wall_s"),
 }
@@ -169,9 +172,13 @@ class Journal:
         self.path = path
         self.run_id = run_id
         self.listeners = listeners
+        self.due: bool | None = None
+        """Whether something was paid for since the last durable event; while it is False, what the memo or a recording
+        gives need not be on disk before the end. None: nobody tells."""
         self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+        # Unbuffered: what a full disk refused must not be tried again behind our back when the file is closed.
+        self._file = path.open("ab", buffering=0)
         try:
             self._take_over()
         except BaseException:
@@ -186,6 +193,7 @@ class Journal:
             raise StoreError(f"another process is writing {self.path}", hint=hint) from error
         whole, events = _load(self.path)
         self._file.truncate(whole)
+        self._size = whole
         for event in events:
             if event["run_id"] != self.run_id:
                 raise StoreError(f"{self.path}: expected events of run {self.run_id}, found run {event['run_id']}")
@@ -222,18 +230,26 @@ class Journal:
             return self._known[identity]
         numbered = {**content, "seq": self._next, "t": round(time.time(), 6)}
         event = {**{name: numbered[name] for name in ENVELOPE}, **numbered}
-        line = json.dumps(event, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        line = json.dumps(event, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         try:
-            self._file.write(line.encode() + b"\n")
-            self._file.flush()
-            if durable:
+            self._append(line)
+            if durable and self.due is not False:
                 os.fsync(self._file.fileno())
+                self.due = None if self.due is None else False
         except OSError as error:
+            # Half a line here would be in the middle of the file once there is space again.
+            self._file.truncate(self._size)
             hint = "free some space, then repeat the command: it continues"
-            raise StoreError(f"cannot write {self.path}: {error}", hint=hint) from error
+            raise StoreFull(f"cannot write {self.path}: {error}", hint=hint) from error
+        self._size += len(line)
         self._known[identity] = event
         self._next += 1
         return event
+
+    def _append(self, line: bytes) -> None:
+        rest = memoryview(line)
+        while rest:
+            rest = rest[self._file.write(rest) :]
 
     def close(self) -> None:
         """Bring everything to disk and let others write. Closing twice is harmless."""

@@ -1,38 +1,43 @@
 """Every action that costs something, done at most once: model calls, verdicts, timings, promotions, profiles,
 confirmations.
 
-Each goes through the memo under the hash of all that it depends on, and leaves its outcome in the journal.
+Each goes through the memo under the hash of all that it depends on, and leaves its outcome in the journal. What belongs
+to each key, and what a change invalidates, is in docs/steps.md.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from shutil import which
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
 
 from engine.backends.floors import FLOOR_VERSION
 from engine.backends.sanity import COUNTING
 from engine.backends.seam import Backend
 from engine.canonical import Json, digest, digest_text, short
-from engine.codec import decode, encode
+from engine.codec import DecodeError, decode, encode
 from engine.confirmation import Confirmation
-from engine.errors import AwaitingReply, BudgetSpent, LlmError
+from engine.errors import AwaitingReply, BudgetSpent, LlmError, StoreError
 from engine.folder import RunFolder
 from engine.journal import Journal
 from engine.judging.sanitizer import find_sanitizer
 from engine.llm.caller import Caller
 from engine.llm.recordings import request_hash
-from engine.memo import Memo, Passing
+from engine.llm.replay import prompt_difference
+from engine.memo import Memo, Passing, Step
 from engine.records import (
     Judged,
     Measurement,
+    Message,
     MetricValue,
     Operator,
     Reason,
     Reply,
     Request,
+    ScoreKind,
     Status,
     Verdict,
 )
@@ -49,7 +54,9 @@ def candidate_id(operator: Operator, source: str) -> str:
 
 
 class Paid:
-    """Performs paid steps for one run. `free_replies`: replies are read from recordings and need no memo."""
+    """Performs paid steps for one run. `free_replies`: replies are recorded and need no memo. `replies`: the
+    addresses of replies that stay, by slot, while this run measures afresh. `own`: what this run paid for before it was
+    interrupted, which counts in its budget again."""
 
     def __init__(
         self,
@@ -61,6 +68,8 @@ class Paid:
         journal: Journal,
         folder: RunFolder,
         free_replies: bool,
+        replies: Mapping[str, str] = MappingProxyType({}),
+        own: Mapping[str, Json] = MappingProxyType({}),
     ) -> None:
         self.settings = settings
         self.backend = backend
@@ -69,16 +78,22 @@ class Paid:
         self.journal = journal
         self.folder = folder
         self.free_replies = free_replies
+        self.replies = replies
+        self.own = own
+        self.answered: dict[str, Reply | LlmError] = {}
+        self._encoded: dict[str, Json] = {}
+        journal.due = False
 
     def reply(self, request: Request) -> Reply:
         """The model's answer; a failed call is journalled and raised as LlmError."""
         slot = request.slot
         self.folder.write_exchange(slot, request.messages, None)
         try:
-            reply = self._answer(request)
+            reply, step = self._answer(request)
         except (AwaitingReply, BudgetSpent):
             raise
         except LlmError as error:
+            self.answered[slot.path()] = error
             self.journal.write(
                 "llm_failed",
                 task_id=slot.task_id,
@@ -90,6 +105,7 @@ class Paid:
                 message=str(error),
             )
             raise
+        self.answered[slot.path()] = reply
         self.folder.write_exchange(slot, request.messages, reply)
         self.journal.write(
             "llm_call",
@@ -112,6 +128,7 @@ class Paid:
             cost_usd=reply.usage.cost_usd,
             latency_s=reply.latency_s,
             attempts=reply.attempts,
+            step=step,
         )
         if reply.drift:
             self.journal.write(
@@ -119,9 +136,10 @@ class Paid:
             )
         return reply
 
-    def _answer(self, request: Request) -> Reply:
+    def _answer(self, request: Request) -> tuple[Reply, str | None]:
+        """The reply and the address of its step, None where replies are recorded."""
         if self.free_replies:
-            return self.caller.complete(request)
+            return self.caller.complete(request), None
 
         def call() -> tuple[Json, Json]:
             reply = self.caller.complete(request)
@@ -129,11 +147,20 @@ class Paid:
 
         inputs = encode(request)
         del inputs["slot"]
-        step = self.memo.step("reply", inputs, call)
-        reply = decode(Reply, step.outcome, "stored reply")
-        if not step.ran:
+        kept = self._kept(request)
+        step = kept or self.memo.step("reply", inputs, call)
+        self.journal.due = self.journal.due or step.ran
+        reply: Reply = self._decoded("reply", step, Reply)
+        if not step.ran and step.key in self.own:
             self.caller.budget.spend(reply.usage)
-        return reply
+        if kept is not None:
+            asked = decode(tuple[Message, ...], kept.inputs["messages"], "stored request")
+            reply = replace(reply, drift=prompt_difference(asked, request.messages))
+        return reply, step.key
+
+    def _kept(self, request: Request) -> Step | None:
+        slot = request.slot.path()
+        return self.memo.read("reply", self.replies[slot]) if slot in self.replies else None
 
     def verdict(self, operator: Operator, source: str) -> Verdict:
         inputs = {**self._subject(operator, source), **self._judging()}
@@ -141,8 +168,11 @@ class Paid:
 
     def _judging(self) -> dict[str, Json]:
         # What cannot change a verdict is kept out of its address: a sweep over promotion policy must not judge anew.
-        judge = encode(replace(self.settings.judge, allow_unverified=True, sandbox="best_effort"))
-        del judge["confirm"]
+        if "judge" not in self._encoded:
+            judge = encode(replace(self.settings.judge, allow_unverified=True, sandbox="best_effort"))
+            del judge["confirm"]
+            self._encoded["judge"] = judge
+        judge = self._encoded["judge"]
         back_end = self.settings.backends[self.settings.backend]
         compiled = {"target": back_end.target, "compile": back_end.cpu is None or back_end.cpu.compile_kernels}
         return {"judge": judge, **compiled}
@@ -156,21 +186,23 @@ class Paid:
             tool = find_sanitizer() if asked.sanitizer == "auto" else None
             confirmed = {"repeats": asked.repeats, "sanitizer": tool, "sanitizer_s": asked.sanitizer_s}
             inputs = {**inputs, **confirmed, **self._protocol(operator)}
+        if self.settings.backends[self.settings.backend].cpu is None:
+            inputs |= self._fresh("timing")
         return self._measured("confirm", inputs, Confirmation, lambda: self.backend.confirm(operator, winner))
 
     def timing(self, operator: Operator, candidate: Judged | None) -> Measurement:
         """Times of a correct candidate beside the baselines; without one, the baselines and the floor."""
-        inputs = {**self._subject(operator, candidate.source if candidate else None), **self._protocol(operator)}
+        inputs = {**self._timed(operator, candidate), **self._fresh("timing")}
         kind = "baseline" if candidate is None else "timing"
         return self._measured(kind, inputs, Measurement, lambda: self.backend.measure(operator, candidate, None))
 
+    def _timed(self, operator: Operator, candidate: Judged | None) -> dict[str, Json]:
+        return {**self._subject(operator, candidate.source if candidate else None), **self._protocol(operator)}
+
     def promotion(self, operator: Operator, candidate: Judged, incumbent: Judged) -> Measurement:
         """Times of a candidate paired with the incumbent; the step that decides which one is best."""
-        inputs = {
-            **self._subject(operator, candidate.source),
-            **self._protocol(operator),
-            "incumbent": digest_text(incumbent.source),
-        }
+        paired = {"incumbent": digest_text(incumbent.source)}
+        inputs = {**self._timed(operator, candidate), **paired, **self._fresh("timing")}
         return self._measured(
             "promotion", inputs, Measurement, lambda: self.backend.measure(operator, candidate, incumbent)
         )
@@ -182,11 +214,12 @@ class Paid:
         that spells it counted nothing in the whole profile: a permission, a tool or a free device may be there the
         next time. The key has `candidate.time_us`, which headroom, substitutes and contradictions are made from."""
         back_end = self.settings.backends[self.settings.backend]
+        candidate = self._as_profiled(operator, candidate)
         inputs = {
-            **self._subject(operator, candidate.source if candidate else None),
-            **self._protocol(operator),
+            **self._timed(operator, candidate),
+            **self._fresh("profile"),
             "time_us": candidate.time_us if candidate else None,
-            "metrics": {name: encode(self.settings.metrics[name]) for name in sorted(metrics)},
+            "metrics": {name: self._metric(name) for name in sorted(metrics)},
             "profilers": encode(back_end.profilers),
             "tools": {name: which(tool.path) if tool.path else None for name, tool in back_end.profilers.items()},
         }
@@ -199,8 +232,20 @@ class Paid:
                 raise Passing(outcome, cost)
             return outcome, cost
 
-        step = self.memo.step("profile", inputs, collect)
-        return tuple(decode(MetricValue, value, "stored metric") for value in step.outcome)
+        step = self._step("profile", inputs, collect)
+        values: tuple[MetricValue, ...] = self._decoded("profile", step, tuple[MetricValue, ...])
+        return values
+
+    def _as_profiled(self, operator: Operator, candidate: Judged | None) -> Judged | None:
+        """With its remembered time where only times are fresh: a profile that is not asked for anew stays the one that
+        was made beside that time."""
+        asked = self.settings.search.fresh
+        if candidate is None or candidate.time_us is None or "timing" not in asked or "profile" in asked:
+            return candidate
+        step = self.memo.lookup("timing", self._timed(operator, candidate))
+        timing = None if step is None else self._decoded("timing", step, Measurement).timing("candidate")
+        known = timing is not None and timing.score_kind is not ScoreKind.ESTIMATED
+        return replace(candidate, time_us=timing.median_us) if timing and known else candidate
 
     def _uncounted(self, values: Sequence[MetricValue]) -> bool:
         answered = {value.source for value in values if value.value is not None}
@@ -220,7 +265,33 @@ class Paid:
                 raise Passing(encode(outcome), _spent(started))
             return encode(outcome), _spent(started)
 
-        return decode(record, self.memo.step(kind, inputs, run).outcome, f"stored {kind}")
+        made: T = self._decoded(kind, self._step(kind, inputs, run), record)
+        return made
+
+    def _step(self, kind: str, inputs: Json, work: Callable[[], tuple[Json, Json]]) -> Step:
+        """A judge step, refused where the budget forbids it; what the memo knows from other runs costs nothing."""
+        budget = self.caller.budget
+
+        def allowed() -> tuple[Json, Json]:
+            budget.check_gpu()
+            return work()
+
+        step = self.memo.step(kind, inputs, allowed)
+        self.journal.due = self.journal.due or step.ran
+        if step.ran or step.key in self.own:
+            budget.spend_gpu(step.cost["wall_s"])
+        return step
+
+    def _decoded(self, kind: str, step: Step, record: Any) -> Any:
+        try:
+            return decode(record, step.outcome, f"stored {kind}")
+        except DecodeError as error:
+            message = f"{self.memo.path(kind, step.key)} is not a step of this version: {error}"
+            raise StoreError(message, hint="delete that file; its step is done again") from error
+
+    def _fresh(self, what: Literal["timing", "profile"]) -> dict[str, Json]:
+        # The run's own name as salt: no other run finds these steps, and this one, killed, finds its own.
+        return {"fresh": self.memo.run_id} if what in self.settings.search.fresh else {}
 
     def _subject(self, operator: Operator, source: str | None) -> dict[str, Json]:
         return {
@@ -231,14 +302,27 @@ class Paid:
 
     def _device(self) -> Json:
         # Ceilings move floors, never verdicts: `_protocol` has them.
-        device = encode(self.backend.device)
-        del device["ceilings"]
-        return device
+        if "device" not in self._encoded:
+            self._encoded["device"] = encode(replace(self.backend.device, ceilings=""))
+            del self._encoded["device"]["ceilings"]
+        return self._encoded["device"]
+
+    def _metric(self, name: str) -> Json:
+        key = f"metric {name}"
+        if key not in self._encoded:
+            self._encoded[key] = encode(self.settings.metrics[name])
+        return self._encoded[key]
+
+    def _facts(self, operator: Operator) -> Json:
+        name = operator.task.task_hash
+        if name not in self._encoded:
+            self._encoded[name] = digest(encode(operator.facts))
+        return self._encoded[name]
 
     def _protocol(self, operator: Operator) -> dict[str, Json]:
         back_end = self.settings.backends[self.settings.backend]
         return {
-            "facts": digest(encode(operator.facts)),
+            "facts": self._facts(operator),
             "precision": (operator.task.contract.precision or self.settings.judge.precision).value,
             "protocol": encode(back_end.cuda) if back_end.cuda else encode(back_end.cpu),
             "floor": [FLOOR_VERSION, self.backend.device.ceilings],

@@ -6,6 +6,7 @@ Wording, fallbacks and dialects live in the templates; this module gives them da
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,14 +102,7 @@ class Prompts:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(folder),
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            keep_trailing_newline=True,
-        )
-        self._environment.filters |= {"number": show_number, "fenced": fenced}
+        self._environment = _environment(folder)
 
     def templates(self) -> frozenset[str]:
         """Paths below the folder, with suffix: `dialect/x.j2`, `guidance/<category>/<stage>.j2`."""
@@ -120,7 +114,7 @@ class Prompts:
         for name in sorted(self.templates()):
             text = (self.folder / name).read_text(encoding="utf-8")
             try:
-                unknown = jinja2.meta.find_undeclared_variables(self._environment.parse(text)) - _NAMES
+                unknown = _undeclared(self._environment, text) - _NAMES
             except jinja2.TemplateSyntaxError as error:
                 found.append(
                     Fault(f"{name}:{error.lineno}", f"template does not parse: {error.message}", str(self.folder))
@@ -149,6 +143,25 @@ class Prompts:
             broken = f"cannot be rendered: {error.message}"
             raise ConfigError([Fault(f"prompts/{name}", broken, str(self.folder))]) from error
         return _tidy(text)
+
+
+@functools.lru_cache(maxsize=8)
+def _environment(folder: Path) -> jinja2.Environment:
+    """Shared by the jobs of a sweep; jinja reads a template again once its file has changed."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"number": show_number, "fenced": fenced}
+    return environment
+
+
+@functools.lru_cache(maxsize=512)
+def _undeclared(environment: jinja2.Environment, text: str) -> frozenset[str]:
+    return frozenset(jinja2.meta.find_undeclared_variables(environment.parse(text)))
 
 
 def metric_row(

@@ -11,7 +11,7 @@ import importlib.metadata
 import platform
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,20 +22,21 @@ from engine.backends.seam import Backend
 from engine.canonical import Json, digest
 from engine.classify import Classification, classify
 from engine.codec import decode, encode
-from engine.decode import run_identity
+from engine.decode import remembered_identity, run_identity
 from engine.draft import Drafter, TaskState
-from engine.errors import AwaitingReply, BudgetSpent, EngineError, LlmRefused, MissingError
+from engine.errors import AwaitingReply, BudgetSpent, EngineError, LlmRefused, MissingError, StoreError, StoreFull
 from engine.folder import RunFolder
 from engine.forecast import Forecast, forecast
 from engine.journal import Journal, read_events
 from engine.llm import open_llm
 from engine.llm.caller import Budget, Caller
+from engine.llm.quote import quotes
 from engine.llm.seam import Llm
 from engine.memo import Memo
 from engine.paid import Paid
 from engine.project import project_root, resolve
 from engine.prompts import Prompts
-from engine.records import Facts, Operator, Task
+from engine.records import Facts, Operator, Slot, Task
 from engine.rules import Expression, parse
 from engine.settings import Settings, SweepJob
 from engine.stage import StageRunner
@@ -55,6 +56,8 @@ class Outcome:
     waiting: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     budget: str | None = None
+    found: bool = False
+    """The run had ended before; nothing was done."""
 
     @property
     def exit_code(self) -> int:
@@ -68,19 +71,44 @@ def execute(
 ) -> Outcome:
     """Run or continue what `settings` describes; `tree` is the resolved configuration it was decoded from.
 
-    Raises MissingError before anything is spent when a key, tool or device is absent.
+    Raises MissingError before anything is spent when a key, tool or device is absent. A job of a sweep that could not
+    run leaves its reason in its journal, so that the sweep shows it.
     """
+    try:
+        return _execute(settings, tree, sweep, listeners)
+    except Exception as error:  # passed on: the sweep must show a job whatever ended it
+        if sweep is not None:
+            _note_failed_job(resolve(settings.paths.results), run_identity(tree), sweep, error)
+        raise
+
+
+def _note_failed_job(results: Path, run_id: str, sweep: SweepJob, error: Exception) -> None:
+    # Where another process writes the run, or nothing can be written, the error itself must still be shown.
+    with contextlib.suppress(StoreError), contextlib.closing(_journal(results, run_id, sweep)) as journal:
+        message = str(error).splitlines()[0] if str(error) else ""
+        journal.write("job_failed", error=type(error).__name__, message=message, durable=True)
+
+
+def _journal(results: Path, run_id: str, sweep: SweepJob | None, listeners: tuple[Listener, ...] = ()) -> Journal:
+    journal = Journal(RunFolder(results, run_id).events, run_id, listeners=listeners)
+    if sweep is not None:
+        journal.write("sweep_job", sweep_id=sweep.sweep_id, job=sweep.job, overrides=list(sweep.overrides))
+    return journal
+
+
+def _execute(settings: Settings, tree: Json, sweep: SweepJob | None, listeners: tuple[Listener, ...]) -> Outcome:
     run_id = run_identity(tree)
     outcome = Outcome(run_id)
     results = resolve(settings.paths.results)
     tasks = _tasks(settings, results)
     folder = RunFolder(results, run_id)
     finished = _finished(folder.events, tasks)
-    with contextlib.closing(Journal(folder.events, run_id, listeners=listeners)) as journal:
-        if sweep is not None:
-            journal.write("sweep_job", sweep_id=sweep.sweep_id, job=sweep.job, overrides=list(sweep.overrides))
+    with contextlib.closing(_journal(results, run_id, sweep, listeners)) as journal:
+        if settings.run.label is not None:
+            journal.write("label", label=settings.run.label)
         if finished:
-            for event in read_events(folder.events):
+            outcome.found = True
+            for event in read_events(folder.events) if sweep is None else ():
                 for listener in listeners:
                     listener(event)
             return outcome
@@ -92,7 +120,8 @@ def execute(
         with _backend(settings, results / "scratch" / run_id) as backend:
             _announce(journal, settings, tree, backend)
             started = time.monotonic()
-            runner = _runner(settings, llm, backend, memo, journal, folder)
+            replies = replies_of(results, (remembered_identity(tree), run_id)) if settings.search.fresh else {}
+            runner = _runner(settings, llm, backend, memo, journal, folder, replies)
             _run_tasks(runner, operators, outcome)
         _close(journal, outcome, len(operators), time.monotonic() - started, listeners)
     return outcome
@@ -107,7 +136,8 @@ def _tasks(settings: Settings, results: Path) -> tuple[Task, ...]:
 
 def foresee(settings: Settings) -> tuple[Forecast, ...]:
     """What `execute` would do with these settings; spends nothing, but traces references that it does not know yet."""
-    return tuple(forecast(settings, operator) for operator in selected(settings))
+    prompts = Prompts(resolve(settings.paths.prompts))
+    return tuple(forecast(settings, operator, prompts) for operator in selected(settings))
 
 
 def selected(settings: Settings) -> tuple[Operator, ...]:
@@ -154,6 +184,18 @@ def _described(tasks: tuple[Task, ...], memo: Memo, scratch: Path) -> tuple[Oper
     return tuple(operators)
 
 
+def replies_of(results: Path, runs: Sequence[str]) -> dict[str, str]:
+    """Slot -> address of the reply step that these runs used there; a later run goes before an earlier one."""
+    found: dict[str, str] = {}
+    for run_id in runs:
+        path = results / "runs" / run_id / "events.jsonl"
+        for event in read_events(path) if path.exists() else ():
+            if event["kind"] == "llm_call" and event.get("step") is not None:
+                names = ("task_id", "category", "stage", "role", "attempt", "sample")
+                found[decode(Slot, {name: event[name] for name in names}, str(path)).path()] = event["step"]
+    return found
+
+
 def _free(outcome: Json) -> tuple[Json, Json]:
     return outcome, {}
 
@@ -184,11 +226,29 @@ def _installed(name: str) -> bool:
 
 
 def _runner(
-    settings: Settings, llm: Llm, backend: Backend, memo: Memo, journal: Journal, folder: RunFolder
+    settings: Settings,
+    llm: Llm,
+    backend: Backend,
+    memo: Memo,
+    journal: Journal,
+    folder: RunFolder,
+    replies: Mapping[str, str],
 ) -> TaskRunner:
     free = settings.llm.provider == "replay"
-    caller = Caller(llm, settings.llm.retry, Budget(settings.search.budget))
-    paid = Paid(settings, backend=backend, caller=caller, memo=memo, journal=journal, folder=folder, free_replies=free)
+    budget = Budget(settings.search.budget)
+    priced = settings.search.budget.usd is not None
+    caller = Caller(llm, settings.llm.retry, budget, quote=quotes(settings.llm, priced=priced))
+    paid = Paid(
+        settings,
+        backend=backend,
+        caller=caller,
+        memo=memo,
+        journal=journal,
+        folder=folder,
+        free_replies=free,
+        replies=replies,
+        own=memo.paid_by_run() if budget.limited else {},
+    )
     drafter = Drafter(settings, paid, Prompts(resolve(settings.paths.prompts)), expressions(settings))
     return TaskRunner(StageRunner(drafter, folder))
 
@@ -221,7 +281,7 @@ def _run_tasks(runner: TaskRunner, operators: tuple[Operator, ...], outcome: Out
             outcome.waiting.append(state.task_id)
         except BudgetSpent as spent:
             outcome.budget = str(spent)
-        except (LlmRefused, MissingError):
+        except (LlmRefused, MissingError, StoreFull):
             _keep(runner, state, "stopped: the run cannot go on")
             raise
         except EngineError as error:

@@ -202,13 +202,32 @@ class TaskSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class BudgetSettings:
-    """Limits of one run; null: none. Checked before each model call."""
+class Limits:
+    """Null: none. Checked before each model call, `gpu_s` before each judge step."""
 
     usd: Annotated[float, Range(0.0)] | None
     tokens: Count | None
     calls: Count | None
+    gpu_s: Seconds | None
+    """Wall seconds of judge steps: verdicts, timings, promotions, profiles, confirmations."""
     wall_s: Seconds | None
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetSettings:
+    """Limits of one run, and of each task and each stage in it (the seeds count as one)."""
+
+    usd: Annotated[float, Range(0.0)] | None
+    tokens: Count | None
+    calls: Count | None
+    gpu_s: Seconds | None
+    wall_s: Seconds | None
+    task: Limits
+    stage: Limits
+
+    @property
+    def of_run(self) -> Limits:
+        return Limits(self.usd, self.tokens, self.calls, self.gpu_s, self.wall_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +246,8 @@ class SearchSettings:
     strategy: bool
     """One JSON call before each optimisation."""
     rules: Literal["obey", "observe"]
+    every_path: bool
+    """Under observe: also make the judge steps that other outcomes of the rules would need."""
     accept_estimates: bool | None
     """null: as the back-end declares."""
     min_gain: Annotated[float, Range(1.0)]
@@ -236,6 +257,10 @@ class SearchSettings:
     error_chars: Positive
     """Length to which an error is trimmed in prompts."""
     audit: AuditSettings
+    fresh: tuple[Literal["timing", "profile"], ...]
+    """What this run measures itself, whatever is remembered; its replies stay those of the run without it."""
+    repeat: Positive
+    """Another number of a fresh run measures again."""
     budget: BudgetSettings
 
 
@@ -367,11 +392,17 @@ class DisplaySettings:
 @dataclass(frozen=True, slots=True)
 class RunSettings:
     mode: Literal["run", "forecast"]
-    """forecast: print what would be done and the bound on calls; spends nothing."""
+    """forecast: print what would be done and what it can cost; spends nothing."""
+    form: Literal["text", "json"]
+    """How a forecast is printed."""
+    write: str | None
+    """Folder for a forecast and the prompts it renders; null: they are not written."""
     debug: bool
     """Show tracebacks of engine errors."""
     sweep: str | None
     """Set by the engine under -m; names the sweep that this job belongs to."""
+    label: str | None
+    """A name of the user's for this run, for comparisons; not part of its identity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,3 +433,15 @@ class SweepJob:
     sweep_id: str
     job: int
     overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnd:
+    """How a job ended, for the command that started it. `results`: the folder to ingest, None where it never got one;
+    `why`: what to say of a job that is not done."""
+
+    job: int
+    code: int
+    run_id: str | None
+    results: str | None
+    why: str

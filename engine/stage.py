@@ -8,7 +8,7 @@ from typing import Literal
 
 from engine.canonical import digest
 from engine.draft import Drafter, Plan, TaskState, note_measurement, note_rule
-from engine.errors import AwaitingReply
+from engine.errors import AwaitingReply, BudgetSpent
 from engine.folder import RunFolder
 from engine.kernel import Kernel, accepts_estimates, trace_metrics
 from engine.prompts import Attempt, MetricRow, metric_row
@@ -41,14 +41,27 @@ class StageRunner:
         self.folder = folder
 
     def run(self, state: TaskState, name: str, stage: Stage) -> StageEnd:
-        """The order of a stage in docs/contracts.md. `state.best` is never replaced by anything slower."""
+        """The order of a stage in docs/contracts.md. `state.best` is never replaced by anything slower. A stage that
+        reaches its own budget ends there, with what it has found."""
+        try:
+            with self.paid.caller.budget.stage(name):
+                return self._run(state, name, stage)
+        except BudgetSpent as spent:
+            if spent.level != "stage":
+                raise
+            # Nothing was proposed yet: the profile of the parent did not fit.
+            end = StageEnd("done", str(spent), None, exit=False)
+            self._note_end(state, name, end, gain=None, failures=0, candidates=0)
+            return end
+
+    def _run(self, state: TaskState, name: str, stage: Stage) -> StageEnd:
         journal = self.paid.journal
         parent = state.best
         end = self._skip(state, name, stage, {}, with_metrics=False)
         metrics: Mapping[str, Value | None] = {}
         rows: tuple[MetricRow, ...] = ()
         if end is None and parent is not None:
-            metrics, rows = self._profile(state, name, stage, parent)
+            metrics, rows = self.profile(state, name, stage, parent)
             end = self._skip(state, name, stage, metrics, with_metrics=True)
         audit = end is not None and self._audited(state, name, end)
         journal.write(
@@ -63,7 +76,7 @@ class StageRunner:
             self._note_end(state, name, end, gain=None, failures=0, candidates=0)
             return end
         tried = len(state.history)
-        gain, failures = self._propose(state, name, stage, rows, audit=audit)
+        gain, failures, cut = self._proposed(state, name, stage, rows, audit=audit)
         candidates = stage.budget.candidates
         if audit and end is not None:
             # Later prompts must not know of an audit, or it would change what it measures.
@@ -71,12 +84,14 @@ class StageRunner:
             end = StageEnd("audited", end.why, end.rule, exit=False)
         else:
             counts = self._comparable(state.best)
-            extra = {"stage_gain": gain if counts else None, "failures": float(failures)}
-            end = self._exit(state, name, stage, metrics, extra) or StageEnd("done", "", None, exit=False)
+            failed = None if failures is None else float(failures)
+            extra = {"stage_gain": gain if counts else None, "failures": failed}
+            end = self._exit(state, name, stage, metrics, extra) or StageEnd("done", cut, None, exit=False)
         self._note_end(state, name, end, gain=gain, failures=failures, candidates=candidates)
         return end
 
-    def _rules(self, state: TaskState, rules: Mapping[str, Rule], *, with_metrics: bool) -> dict[str, Rule]:
+    def split(self, rules: Mapping[str, Rule], *, with_metrics: bool) -> dict[str, Rule]:
+        """The rules that read a metric, or those that read none."""
         known = operands(self.settings.metrics, self.settings.thresholds)
 
         def reads_metrics(rule: Rule) -> bool:
@@ -93,7 +108,7 @@ class StageRunner:
         *,
         with_metrics: bool,
     ) -> StageEnd | None:
-        rules = self._rules(state, stage.skip_when, with_metrics=with_metrics)
+        rules = self.split(stage.skip_when, with_metrics=with_metrics)
         fired = self._fire(state, name, "skip", rules, self.drafter.operands(state, metrics))
         return StageEnd("skipped", fired.why, fired.rule, exit=False) if fired else None
 
@@ -141,7 +156,7 @@ class StageRunner:
         mark = digest([state.task_id, name, end.rule, audit.seed])
         return int(mark[:13], 16) / float(16**13) < audit.share
 
-    def _profile(
+    def profile(
         self, state: TaskState, name: str, stage: Stage, parent: Kernel
     ) -> tuple[dict[str, Value | None], tuple[MetricRow, ...]]:
         """The parent's metrics for rules, and the same beside the best before it and the baseline for prompts."""
@@ -187,6 +202,17 @@ class StageRunner:
             )
         return usable
 
+    def _proposed(
+        self, state: TaskState, name: str, stage: Stage, rows: tuple[MetricRow, ...], *, audit: bool
+    ) -> tuple[float | None, int | None, str]:
+        """As `_propose`, and why the stage's own budget ended it; the failures are then not known."""
+        try:
+            return *self._propose(state, name, stage, rows, audit=audit), ""
+        except BudgetSpent as spent:
+            if spent.level != "stage":
+                raise
+            return _gain(state), None, str(spent)
+
     def _propose(
         self, state: TaskState, name: str, stage: Stage, rows: tuple[MetricRow, ...], *, audit: bool
     ) -> tuple[float | None, int]:
@@ -197,16 +223,20 @@ class StageRunner:
         state.gain = 1.0
         if not stage.sequential:
             found = self.drafts(state, plan)
+            state.found[name] = found
             for kernel in found:
                 self.promote(state, name, kernel, audit=audit)
             return _gain(state), count - len(found)
         failures = 0
+        state.found[name] = []
         for sample in range(count):
             draft = self.drafter.draft(state, replace(plan, known=len(state.history)), sample)
             if draft is None:
                 failures += 1
-            elif self.promote(state, name, draft, audit=audit) and sample + 1 < count:
-                _, rows = self._profile(state, name, stage, draft)
+                continue
+            state.found[name].append(draft)
+            if self.promote(state, name, draft, audit=audit) and sample + 1 < count:
+                _, rows = self.profile(state, name, stage, draft)
                 plan = replace(plan, metrics=rows)
         return _gain(state), failures
 
@@ -313,7 +343,7 @@ class StageRunner:
         return None
 
     def _note_end(
-        self, state: TaskState, name: str, end: StageEnd, *, gain: float | None, failures: int, candidates: int
+        self, state: TaskState, name: str, end: StageEnd, *, gain: float | None, failures: int | None, candidates: int
     ) -> None:
         view = state.scores()
         self.paid.journal.write(

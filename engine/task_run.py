@@ -8,8 +8,10 @@ from engine.codec import encode
 from engine.confirm import confirm_best
 from engine.draft import SEED, Plan, TaskState
 from engine.errors import BudgetSpent
+from engine.paths import Paths
 from engine.records import Operator
 from engine.stage import StageRunner
+from engine.tasks.licence import licence
 
 
 class TaskRunner:
@@ -37,25 +39,47 @@ class TaskRunner:
             contract=encode(task.contract),
             contract_origin=task.contract_origin,
             task_hash=task.task_hash,
+            licence=licence(task.source, self.settings.task.source),
         )
+        self.paid.folder.write_reference(task.task_id, task.source)
         self.paid.journal.write("classification", task_id=task.task_id, evaluations=evaluations)
         return TaskState(operator, name, self.settings.categories[name])
 
     def run(self, state: TaskState) -> None:
         """Everything up to the end of the plan and of the task; raises what the caller must record (waiting, our
-        errors), and BudgetSpent after the task's end."""
-        try:
-            outcome, why = self._plan(state)
-        except BudgetSpent as spent:
-            self._finish(state, "budget", str(spent))
-            raise
-        self._finish(state, outcome, why)
+        errors), and, after the task's end, BudgetSpent of the whole run."""
+        spent: BudgetSpent | None = None
+        with self.paid.caller.budget.task(state.task_id):
+            try:
+                outcome, why = self._plan(state)
+            except BudgetSpent as error:
+                spent, outcome, why = error, "budget", str(error)
+            spent = self._finish(state, outcome, why) or spent
+        if spent is not None and spent.level == "run":
+            raise spent
 
-    def _finish(self, state: TaskState, outcome: str, why: str) -> None:
-        state.confirmed = confirm_best(state, self.paid, self.stages.folder)
+    def _finish(self, state: TaskState, outcome: str, why: str) -> BudgetSpent | None:
+        """Confirm the best kernel and end the task; what kept the confirmation from being made, if anything."""
+        spent = None
+        try:
+            state.confirmed = confirm_best(state, self.paid, self.stages.folder)
+        except BudgetSpent as error:
+            spent = error
+            outcome, why = "budget", f"{error}; the best kernel is not confirmed"
+        spent = spent or self._other_paths(state)
         if state.confirmed is False:
             outcome, why = "unsolved", f"{why}; every kernel was refused when it was judged again"
         self.end(state, outcome, why)
+        return spent
+
+    def _other_paths(self, state: TaskState) -> BudgetSpent | None:
+        search = self.settings.search
+        if search.rules == "observe" and search.every_path:
+            try:
+                Paths(self.stages, state).walk()
+            except BudgetSpent as error:
+                return error
+        return None
 
     def _plan(self, state: TaskState) -> tuple[str, str]:
         """How the plan ended, and why."""
@@ -74,7 +98,9 @@ class TaskRunner:
                 settings=dict(state.baseline.settings),
                 note=state.baseline.note,
             )
-        self._seeds(state)
+        cut = self._seeds(state)
+        if state.best is None and cut:
+            return "budget", cut
         if state.best is None:
             return "unsolved", "no seed was correct within its repairs"
         for name, stage in state.category.stages.items():
@@ -83,11 +109,21 @@ class TaskRunner:
                 return "exited", f"{name}: {end.why}"
         return "done", "all stages ended"
 
-    def _seeds(self, state: TaskState) -> None:
+    def _seeds(self, state: TaskState) -> str | None:
+        """Why the seeds' own budget ended them, if it did."""
         search = self.settings.search
         plan = Plan(SEED, None, (), search.seed_repairs, search.seeds, audit=False, known=len(state.history))
-        for kernel in self.stages.drafts(state, plan):
-            self.stages.promote(state, SEED, kernel, audit=False)
+        try:
+            with self.paid.caller.budget.stage(SEED):
+                for kernel in self.stages.drafts(state, plan):
+                    self.stages.promote(state, SEED, kernel, audit=False)
+        except BudgetSpent as spent:
+            if spent.level != "stage":
+                raise
+            return str(spent)
+        finally:
+            state.seeded = list(state.bests)
+        return None
 
     def end(self, state: TaskState, outcome: str, why: str) -> None:
         """Record the task's result; also called after an error, so that a kernel already found is never lost."""

@@ -19,8 +19,22 @@ LAYERS = {
     0: {"errors", "canonical", "codec", "records", "confirmation", "worker", "sink", "files"},
     1: {"settings", "decode", "crossref", "project", "rules", "vocabulary", "journal", "memo", "prompts", "extract"},
     2: {"llm", "store", "tasks", "backends", "judging"},
-    3: {"classify", "kernel", "paid", "confirm", "draft", "stage", "task_run", "folder", "forecast", "run", "report"},
-    4: {"__main__", "display", "doctor", "results", "judge", "metrics", "stageplan", "steps", "app"},
+    3: {
+        "classify",
+        "kernel",
+        "paid",
+        "confirm",
+        "draft",
+        "stage",
+        "task_run",
+        "paths",
+        "folder",
+        "forecast",
+        "history",
+        "run",
+        "report",
+    },
+    4: {"__main__", "display", "doctor", "results", "judge", "metrics", "stageplan", "steps", "app", "sweeping"},
 }
 SIDEWAYS = {("backends", "judging"), ("backends", "tasks"), ("judging", "tasks")}
 """Packages of layer 2 that may know another: a back-end speaks to the judge through its client modules."""
@@ -28,8 +42,8 @@ SIDEWAYS = {("backends", "judging"), ("backends", "tasks"), ("judging", "tasks")
 PROFILERS_MAY_IMPORT = {"records", "errors", "canonical", "codec"}
 
 ONLY_IN = {
-    "hydra": ("engine/__main__.py",),
-    "omegaconf": ("engine/__main__.py",),
+    "hydra": ("engine/__main__.py", "engine/sweeping.py"),
+    "omegaconf": ("engine/__main__.py", "engine/sweeping.py"),
     "litellm": ("engine/llm/",),
     "duckdb": ("engine/store/",),
     "jinja2": ("engine/prompts.py", "engine/prompts/", "engine/report/"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from typing import TextIO
 
+from engine.display.foretold import forecast_text
 from engine.display.none import NoDisplay
 from engine.display.plain import PlainDisplay
 from engine.display.seam import Display
 from engine.display.table import end_table
 from engine.errors import ConfigError, Fault
 
-__all__ = ["Display", "end_table", "open_display"]
+__all__ = ["Display", "end_table", "forecast_text", "open_display"]
 
 MODES = ("auto", "rich", "plain", "none")
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from engine.canonical import Json
+from engine.report.words import count, microseconds, money, times
+
+__all__ = ["HIDDEN", "count", "line", "microseconds", "money", "times"]
 
 INDENT = "  "
-HIDDEN = frozenset({"classification", "timing", "ratio", "metric", "candidate", "advice_unreadable", "prompt_drift"})
+HIDDEN = frozenset(
+    {"label", "classification", "timing", "ratio", "metric", "candidate", "advice_unreadable", "prompt_drift"}
+)
 """Kinds without a line of their own: a line that follows says what they led to."""
 
 
@@ -15,36 +20,6 @@ def line(event: Json) -> str | None:
     """The line for one event, indented under its task and stage; None for kinds that are not shown."""
     kind = event["kind"]
     return _LINES[kind](event) if kind in _LINES else None
-
-
-def times(value: float | None) -> str:
-    """A ratio: 1.82x, 0.034x, or - when unknown."""
-    if value is None:
-        return "-"
-    return f"{value:.0f}x" if value >= 100 else f"{value:.2f}x" if value >= 0.1 else f"{value:.2g}x"
-
-
-def microseconds(value: float | None) -> str:
-    """A time in the unit that leaves three digits: 12.3 us, 4.56 ms, 1.2 s."""
-    if value is None:
-        return "-"
-    if value < 1e3:
-        return f"{value:.3g} us"
-    return f"{value / 1e3:.3g} ms" if value < 1e6 else f"{value / 1e6:.3g} s"
-
-
-def count(value: int) -> str:
-    """Tokens: 950, 12.3k, 4.5M."""
-    if value < 1000:
-        return str(value)
-    return f"{value / 1e3:.1f}k" if value < 1e6 else f"{value / 1e6:.1f}M"
-
-
-def money(value: float | None) -> str:
-    """USD; `?` where a price was unknown."""
-    if value is None:
-        return "?"
-    return f"${value:.2f}" if value >= 0.01 or value == 0 else f"${value:.4f}"
 
 
 def _last_line(text: str) -> str:
@@ -55,6 +30,12 @@ def _last_line(text: str) -> str:
 def _first_line(text: str, limit: int = 160) -> str:
     head = text.strip().splitlines()[0] if text.strip() else ""
     return head if len(head) <= limit else head[: limit - 1] + "…"
+
+
+def _both_ends(text: str) -> str:
+    """First and last line: of a compiler's message the one says where, the other what."""
+    head, last = _first_line(text), _first_line(_last_line(text))
+    return head if head == last else f"{head} … {last}"
 
 
 def _run_started(event: Json) -> str:
@@ -137,6 +118,10 @@ def _task_failed(event: Json) -> str:
     return f"{INDENT}failed, {event['error']}: {_first_line(_last_line(event['message']))}"
 
 
+def _job_failed(event: Json) -> str:
+    return f"the job ended with {event['error']}: {_first_line(event['message'])}"
+
+
 def _waiting(event: Json) -> str:
     return f"waiting for replies in {event['where']}; the same command continues"
 
@@ -163,5 +148,6 @@ _LINES: Mapping[str, Callable[[Json], str | None]] = {
     "task_ended": _task_ended,
     "task_failed": _task_failed,
     "waiting": _waiting,
+    "job_failed": _job_failed,
     "run_ended": _run_ended,
 }

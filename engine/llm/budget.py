@@ -1,59 +1,125 @@
-"""The declared limits of one run: USD, tokens, calls, wall time."""
+"""The declared limits of a run, its tasks and their stages: USD, tokens, calls, judge seconds, wall time."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 from engine.errors import BudgetSpent
 from engine.records import Usage
-from engine.settings import BudgetSettings
+from engine.settings import BudgetSettings, Limits
+
+Level = Literal["run", "task", "stage"]
+
+
+@dataclass(slots=True)
+class Account:
+    """What one run, task or stage has spent. `gpu_s`: wall seconds of judge steps, on whatever device."""
+
+    level: Level
+    where: str
+    limits: Limits
+    started: float
+    usd: float = 0.0
+    tokens: int = 0
+    calls: int = 0
+    gpu_s: float = 0.0
+    unpriced: int = 0
 
 
 class Budget:
-    """Adds up what replies cost and refuses the next call once a limit is reached.
+    """Adds up what this run pays and refuses what a limit does not allow, before it is spent.
 
-    A call's size is known only afterwards, so the last one may pass a limit; `BudgetSpent` says by how much. Replies
-    that a resumed run reads from the memo count like new ones. Under a limit in USD, a reply with tokens but no known
-    price forbids the next call: it would be spending blindly.
+    A call is refused from the limit on, and already where the most that it can take (`most`: its prompt and its
+    longest answer) does not fit any more. How long a judge step takes is known only afterwards, so the last one may
+    pass a limit; `BudgetSpent` says by how much. Under a limit in USD, a reply with tokens but no known price forbids
+    the next call: it would be spending blindly.
     """
 
     def __init__(self, limits: BudgetSettings, clock: Callable[[], float] = time.monotonic) -> None:
-        self.limits = limits
+        self.settings = limits
         self.clock = clock
-        self.started = clock()
-        self.usd = 0.0
-        self.tokens = 0
-        self.calls = 0
-        self.unpriced = 0
+        self.run = Account("run", "", limits.of_run, clock())
+        self._open = [self.run]
+
+    @contextmanager
+    def task(self, name: str) -> Iterator[None]:
+        """What is spent inside counts for this task, too."""
+        with self._within(Account("task", f" in task {name}", self.settings.task, self.clock())):
+            yield
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """What is spent inside counts for this stage, too."""
+        with self._within(Account("stage", f" in stage {name}", self.settings.stage, self.clock())):
+            yield
+
+    @contextmanager
+    def _within(self, account: Account) -> Iterator[None]:
+        self._open.append(account)
+        try:
+            yield
+        finally:
+            self._open.remove(account)
+
+    @property
+    def limited(self) -> bool:
+        """Whether any limit is set."""
+        declared = (self.settings.of_run, self.settings.task, self.settings.stage)
+        return any(limits != Limits(None, None, None, None, None) for limits in declared)
 
     def spend(self, usage: Usage) -> None:
         """Count one reply."""
         tokens = usage.input_tokens + usage.output_tokens
-        self.calls += 1
-        self.tokens += tokens
-        if usage.cost_usd is not None:
-            self.usd += usage.cost_usd
-        elif tokens:
-            self.unpriced += 1
+        for account in self._open:
+            account.calls += 1
+            account.tokens += tokens
+            if usage.cost_usd is not None:
+                account.usd += usage.cost_usd
+            elif tokens:
+                account.unpriced += 1
 
-    def check(self) -> None:
-        """BudgetSpent names the limit, what was spent and what is allowed."""
-        wall_s = self.clock() - self.started
-        limits = self.limits
-        _check("calls", self.calls, limits.calls, "{}")
-        _check("tokens", self.tokens, limits.tokens, "{}")
-        _check("usd", self.usd, limits.usd, "{:.4f} USD")
-        _check("wall_s", wall_s, limits.wall_s, "{:.1f} s")
-        if limits.usd is not None and self.unpriced:
-            message = (
-                f"search.budget.usd: {self.unpriced} replies have no known price, so a limit of {limits.usd:g} USD "
-                "cannot be kept; set llm.price_per_mtok or remove the limit"
-            )
-            raise BudgetSpent(message, limit="usd")
+    def spend_gpu(self, seconds: float) -> None:
+        """Count one judge step."""
+        for account in self._open:
+            account.gpu_s += seconds
+
+    def check(self, most: Usage | None = None) -> None:
+        """Before a call; `most` it can take. BudgetSpent names the limit, what was spent and what is allowed."""
+        tokens = most.input_tokens + most.output_tokens if most else 0
+        usd = most.cost_usd if most and most.cost_usd is not None else 0.0
+        for account in self._open:
+            limits = account.limits
+            _check(account, "calls", account.calls, limits.calls, "{}", 0)
+            _check(account, "tokens", account.tokens, limits.tokens, "{}", tokens)
+            _check(account, "usd", account.usd, limits.usd, "{:.4f} USD", usd)
+            _check(account, "wall_s", self.clock() - account.started, limits.wall_s, "{:.1f} s", 0)
+            if limits.usd is not None and account.unpriced:
+                message = (
+                    f"{_setting(account)}.usd: {account.unpriced} replies{account.where} have no known price, so a "
+                    f"limit of {limits.usd:g} USD cannot be kept; set llm.price_per_mtok or remove the limit"
+                )
+                raise BudgetSpent(message, limit="usd", level=account.level)
+
+    def check_gpu(self) -> None:
+        """Before a judge step; BudgetSpent as `check`."""
+        for account in self._open:
+            _check(account, "gpu_s", account.gpu_s, account.limits.gpu_s, "{:.1f} s", 0)
 
 
-def _check(limit: str, spent: float, allowed: float | None, form: str) -> None:
-    if allowed is not None and spent >= allowed:
-        message = f"search.budget.{limit}: {form.format(spent)} spent of {form.format(allowed)} allowed"
-        raise BudgetSpent(message, limit=limit)
+def _setting(account: Account) -> str:
+    return "search.budget" if account.level == "run" else f"search.budget.{account.level}"
+
+
+def _check(account: Account, limit: str, spent: float, allowed: float | None, form: str, most: float) -> None:
+    if allowed is None or (spent < allowed and spent + most <= allowed):
+        return
+    message = (
+        f"{_setting(account)}.{limit}: {form.format(spent)} spent of {form.format(allowed)} allowed{account.where}"
+    )
+    if spent < allowed:
+        message += f", and the next call can take {form.format(most)}"
+    raise BudgetSpent(message, limit=limit, level=account.level)

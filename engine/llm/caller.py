@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from engine.errors import LlmError, LlmRetryable
 from engine.llm.budget import Budget
+from engine.llm.quote import Quote
 from engine.llm.seam import Llm
 from engine.records import Reply, Request
 from engine.settings import RetrySettings
@@ -31,18 +32,21 @@ class Caller:
         budget: Budget,
         sleep: Callable[[float], None] = time.sleep,
         seed: int | None = None,
+        quote: Quote | None = None,
     ) -> None:
         self.llm = llm
         self.retry = retry
         self.budget = budget
         self.sleep = sleep
+        self.quote = quote
         self._random = random.Random(seed)
 
     def complete(self, request: Request) -> Reply:
-        """The reply, with the attempts it took. BudgetSpent before a call that a limit forbids; LlmError of the last
-        attempt's kind when none succeeded."""
+        """The reply, with the attempts it took. BudgetSpent before a call that a limit forbids, or whose quoted price
+        does not fit any more; LlmError of the last attempt's kind when none succeeded."""
+        most = self.quote(request) if self.quote is not None and self.budget.limited else None
         for attempt in range(1, self.retry.attempts + 1):
-            self.budget.check()
+            self.budget.check(most)
             try:
                 reply = self.llm.complete(request)
             except LlmRetryable as error:

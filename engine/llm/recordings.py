@@ -5,6 +5,7 @@ Texts are stored as lists of lines, so that a changed prompt or kernel reads as 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -112,6 +113,13 @@ def save(folder: Path, recording: Recording) -> Path:
 
 def load(path: Path) -> Recording:
     """Read and verify one file; LlmError(kind='recording') names everything that is wrong with it."""
+    stat = path.stat()
+    return _load(path, stat.st_mtime_ns, stat.st_size)
+
+
+# The jobs of a sweep ask for the same replies; a file that has changed is read again.
+@functools.lru_cache(maxsize=4096)
+def _load(path: Path, _mtime_ns: int, _size: int) -> Recording:
     try:
         stored = decode(StoredRecording, json.loads(read_text(path)), "recording")
     except (ValueError, DecodeError) as error:

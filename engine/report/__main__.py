@@ -1,6 +1,8 @@
-"""`python -m engine.report RUN`: write a run's summary, usage and figures again from its journal, and show its table.
+"""`python -m engine.report [RUN|SWEEP]`: the report as one HTML file, written again from journals and text files.
 
-RUN is a run's folder or its id under results/runs. Exit 0, or 2 when there is no such journal."""
+Of a run also its summary, usage and figures, and its table is shown. RUN is a run's folder or its id under
+results/runs, SWEEP the id of a sweep; without one it is the run whose journal was written last. Exit 0, or 2 when
+there is no such journal."""
 
 from __future__ import annotations
 
@@ -9,23 +11,64 @@ import sys
 from pathlib import Path
 
 from engine.display import end_table
+from engine.errors import EngineError
 from engine.journal import read_events
 from engine.project import resolve
-from engine.report import rows, write_reports
+from engine.report import rows, write_report, write_reports, write_sweep
+from engine.report.rows import with_every_field
+from engine.report.sweep import sweep_ids, sweep_runs
 
 
 def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    results = resolve("results") if options.results is None else Path(options.results)
+    try:
+        return _run(options.name, results)
+    except EngineError as error:
+        sys.stderr.write(f"{error}\n" + (f"{error.hint}\n" if error.hint else ""))
+        return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engine.report", description=__doc__)
-    parser.add_argument("run", help="a run's folder, or its id under results/runs")
-    named = parser.parse_args(arguments).run
-    folder = Path(named) if Path(named).is_dir() else resolve("results") / "runs" / named
-    journal = folder / "events.jsonl"
-    if not journal.is_file():
-        sys.stderr.write(f"no journal at {journal}; `ls {folder.parent}` shows the runs there are\n")
+    parser.add_argument("name", nargs="?", metavar="RUN|SWEEP", help="default: the run whose journal was written last")
+    parser.add_argument("--results", metavar="DIR", help="folder with runs/ (default: results/)")
+    return parser
+
+
+def _run(name: str | None, results: Path) -> int:
+    folder = _latest(results) if name is None else _folder(name, results)
+    if folder is not None and (folder / "events.jsonl").is_file():
+        return _report(folder)
+    if name is None:
+        sys.stderr.write(f"no run in {results / 'runs'}; `python -m engine` makes one\n")
         return 2
-    events = read_events(journal)
+    folders = sweep_runs(results, name)
+    if not folders:
+        journal = (folder or results / "runs" / name) / "events.jsonl"
+        known = ", ".join(sweep_ids(results)) or "none"
+        runs = f"`ls {journal.parent.parent}` shows the runs there are"
+        sys.stderr.write(f"no journal at {journal}; {runs}; sweeps: {known}\n")
+        return 2
+    sys.stdout.write(f"report: {write_sweep(results, name, folders)}\n")
+    return 0
+
+
+def _folder(name: str, results: Path) -> Path | None:
+    """Of a run; None where no folder has that name."""
+    return next((path for path in (Path(name), results / "runs" / name) if path.is_dir()), None)
+
+
+def _latest(results: Path) -> Path | None:
+    journals = sorted((results / "runs").glob("*/events.jsonl"), key=lambda path: path.stat().st_mtime)
+    return journals[-1].parent if journals else None
+
+
+def _report(folder: Path) -> int:
+    events = with_every_field(read_events(folder / "events.jsonl"))
     write_reports(folder, events)
     sys.stdout.write(end_table(rows(events), str(folder)))
+    sys.stdout.write(f"report: {write_report(folder, events)}\n")
     return 0
 
 

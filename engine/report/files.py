@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,9 +12,7 @@ from engine.canonical import Json
 from engine.files import write_whole
 from engine.report.figure import score_curve
 from engine.report.rows import OperatorRow, Score, rows
-
-FAST_P = (0.0, 1.0, 1.5, 2.0)
-"""fast_p: share of all operators that have a correct kernel and a speed-up over eager above p (KernelBench)."""
+from engine.report.totals import by_kind, spent_usd
 
 OPERATOR_COLUMNS = (
     "task_id",
@@ -59,21 +56,23 @@ USAGE_COLUMNS = (
 
 
 def summary(events: Iterable[Json]) -> Json:
-    """One run in a JSON tree: totals, geometric means by score kind (kinds never mix), fast_p, one object per
-    operator. `wall_s` runs from the first event to the last, pauses between resumed commands included."""
+    """One run in a JSON tree: totals, geometric means and medians by score kind (kinds never mix), fast_p, one object
+    per operator. `wall_s` runs from the first event to the last, pauses between resumed commands included."""
     seen = list(events)
     operators = rows(seen)
+    kinds = by_kind(operators)
     return {
         "run_id": seen[0]["run_id"] if seen else None,
         "tasks": len(operators),
         "solved": sum(row.solved for row in operators),
         "failed": sum(row.outcome == "failed" for row in operators),
-        "geomean_speedup": _geomeans(operators),
-        "fast_p": {kind: _fast_p(operators, kind) for kind in _kinds(operators)},
+        "geomean_speedup": {kind.kind: kind.geomean for kind in kinds if kind.geomean is not None},
+        "median_speedup": {kind.kind: kind.median for kind in kinds if kind.median is not None},
+        "fast_p": {kind.kind: kind.fast for kind in kinds},
         "calls": sum(row.calls for row in operators),
         "input_tokens": sum(row.input_tokens for row in operators),
         "output_tokens": sum(row.output_tokens for row in operators),
-        "usd": _usd(operators),
+        "usd": spent_usd(operators),
         "wall_s": round(seen[-1]["t"] - seen[0]["t"], 3) if seen else 0.0,
         "operators": [_operator(row) for row in operators],
     }
@@ -87,31 +86,6 @@ def write_reports(run_dir: Path, events: Sequence[Json]) -> None:
     write_whole(run_dir / "usage.csv", _csv(USAGE_COLUMNS, [e for e in events if e["kind"] == "llm_call"]))
     for row in rows(events):
         write_whole(run_dir / "figures" / f"{row.task_id.replace('/', '__')}.svg", score_curve(row))
-
-
-def _kinds(operators: Sequence[OperatorRow]) -> list[str]:
-    return sorted({row.score_kind for row in operators if row.score_kind is not None})
-
-
-def _geomeans(operators: Sequence[OperatorRow]) -> Json:
-    means: Json = {}
-    for kind in _kinds(operators):
-        values = [row.vs_eager.value for row in operators if row.score_kind == kind and row.vs_eager is not None]
-        if values:
-            means[kind] = math.exp(math.fsum(map(math.log, values)) / len(values))
-    return means
-
-
-def _fast_p(operators: Sequence[OperatorRow], kind: str) -> Json:
-    def fast(row: OperatorRow, p: float) -> bool:
-        return row.score_kind == kind and row.vs_eager is not None and row.vs_eager.value > p
-
-    return {f"{p:g}": sum(fast(row, p) for row in operators) / len(operators) for p in FAST_P}
-
-
-def _usd(operators: Sequence[OperatorRow]) -> float | None:
-    known = [row.cost_usd for row in operators if row.cost_usd is not None]
-    return math.fsum(known) if len(known) == len(operators) else None
 
 
 def _operator(row: OperatorRow) -> Json:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from engine.canonical import Json
+from engine.journal import EVENTS
 
 EAGER = "eager"
 REPAIR = "repair"
@@ -26,7 +27,8 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class CandidatePoint:
-    """One candidate of the score curve, in the order of the journal. `speedup` over eager, None when never timed."""
+    """One candidate of the score curve, in the order of the journal. `speedup` over eager with its 95 % interval, None
+    when never timed; `score_kind` is that of its own time."""
 
     candidate_id: str
     stage: str
@@ -34,6 +36,9 @@ class CandidatePoint:
     reason: str | None
     speedup: float | None
     promoted: bool
+    lo: float | None
+    hi: float | None
+    score_kind: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +148,11 @@ class _Task:
     points: dict[str, _Point] = field(default_factory=dict)
     ratios: dict[tuple[str, str], Score] = field(default_factory=dict)
     confirmed_ratios: dict[tuple[str, str], Score] = field(default_factory=dict)
+
+
+def with_every_field(events: Iterable[Json]) -> list[Json]:
+    """Events of a journal that an older engine wrote, with null for fields that have come since."""
+    return [{**dict.fromkeys(EVENTS[e["kind"]]), **e} if e["kind"] in EVENTS else e for e in events]
 
 
 def rows(events: Iterable[Json]) -> tuple[OperatorRow, ...]:
@@ -299,5 +309,14 @@ def _stage_row(task: _Task, stage: _Stage) -> StageRow:
 
 def _point(task: _Task, point: _Point) -> CandidatePoint:
     ratio = task.ratios.get((point.candidate_id, EAGER))
-    speedup = ratio.value if ratio else None
-    return CandidatePoint(point.candidate_id, point.stage, point.status, point.reason, speedup, point.promoted)
+    return CandidatePoint(
+        candidate_id=point.candidate_id,
+        stage=point.stage,
+        status=point.status,
+        reason=point.reason,
+        speedup=ratio.value if ratio else None,
+        promoted=point.promoted,
+        lo=ratio.lo if ratio else None,
+        hi=ratio.hi if ratio else None,
+        score_kind=point.kind,
+    )

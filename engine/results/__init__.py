@@ -1,1 +1,1 @@
-"""`python -m engine.results`: ingest, sql and export."""
+"""`python -m engine.results`: ingest, sql, what-if, comparison, export and schema."""

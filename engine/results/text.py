@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable, Mapping
 
 from engine.store import Answer
 
@@ -57,3 +58,7 @@ def _line(row: list[str], widths: list[int], numeric: list[bool]) -> str:
         for cell, width, right in zip(row, widths, numeric, strict=True)
     )
     return "  ".join(cells).rstrip()
+
+
+SHOW: Mapping[str, Callable[[Answer], str]] = {"table": table, "json": as_json, "csv": as_csv}
+"""An answer in each form that the command line offers."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from engine import store
 from engine.errors import MissingError, StoreError
 from engine.stageplan.lint import Finding, Plans, Severity
-from engine.store.ingest import DATABASE
+from engine.store.database import DATABASE
 
 KINDS = {"skip": "skip_when", "exit": "exit_when", "require": "require"}
 LEAST = 10

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+from engine.store.compare import Comparison, compare
 from engine.store.ingest import DuckDbStore, Ingested, ingest
-from engine.store.query import Answer, QueryError, export, query, what_if
+from engine.store.query import FORMS, Answer, QueryError, export, query
+from engine.store.training import export_training
+from engine.store.whatif import Replay, Scope, replay, what_if
 
-__all__ = ["Answer", "DuckDbStore", "Ingested", "QueryError", "export", "ingest", "query", "what_if"]
+__all__ = [
+    "FORMS",
+    "Answer",
+    "Comparison",
+    "DuckDbStore",
+    "Ingested",
+    "QueryError",
+    "Replay",
+    "Scope",
+    "compare",
+    "export",
+    "export_training",
+    "ingest",
+    "query",
+    "replay",
+    "what_if",
+]

@@ -1,18 +1,17 @@
-"""Questions to the database: read-only, and what-if over stored rule operands."""
+"""Questions to the database, read-only, and its tables and views as files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from engine.codec import did_you_mean
 from engine.errors import MissingError, StoreError
-from engine.rules import Expression, parse, to_sql
-from engine.store.ingest import DATABASE, READ_CONFIG, Connection
-from engine.store.views import identifier, json_path, literal
-from engine.vocabulary import FACTS, THRESHOLD_PREFIX, OperandKind, operands
+from engine.store.database import Connection, reading
+from engine.store.views import identifier, literal
 
 Cell = Any
 """What DuckDB returns for one value."""
@@ -31,97 +30,51 @@ class Answer:
 
 
 @contextmanager
-def _reader(results: Path) -> Iterator[Connection]:
+def reader(results: Path) -> Iterator[Connection]:
+    """The database, read-only; DuckDB's complaints become QueryError."""
     import duckdb
 
-    path = results / DATABASE
-    if not path.exists():
-        raise MissingError(f"no database at {path}", hint="python -m engine.results ingest makes it from the journals")
-    try:
-        connection = duckdb.connect(str(path), read_only=True, config=dict(READ_CONFIG))
-    except duckdb.Error as error:
-        raise StoreError(f"{path} cannot be read: {error}", hint="another process is writing it; try again") from error
-    try:
-        yield connection
-    except duckdb.Error as error:
-        raise QueryError(str(error)) from error
-    finally:
-        connection.close()
+    with reading(results) as connection:
+        try:
+            yield connection
+        except duckdb.Error as error:
+            raise QueryError(str(error)) from error
 
 
 def query(results: Path, sql: str) -> Answer:
     """The answer to one SQL query; raises QueryError with DuckDB's message, MissingError without a database."""
-    with _reader(results) as connection:
-        return _answer(connection, sql)
+    with reader(results) as connection:
+        return answer_of(connection, sql)
 
 
-def _answer(connection: Connection, sql: str) -> Answer:
+def answer_of(connection: Connection, sql: str) -> Answer:
+    """All rows of one query on an open connection."""
     cursor = connection.execute(sql)
     columns = tuple(str(column[0]) for column in cursor.description or ())
     return Answer(columns, tuple(cursor.fetchall()) if columns else ())
 
 
-def export(results: Path, folder: Path, form: Literal["parquet", "csv"]) -> tuple[Path, ...]:
-    """Every table and view as one file below `folder`; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    with _reader(results) as connection:
-        names = connection.execute(
+FORMS = {"parquet": "FORMAT parquet", "csv": "FORMAT csv, HEADER", "jsonl": "FORMAT json"}
+"""How COPY writes each form of file."""
+
+
+def export(results: Path, folder: Path, form: str, names: Sequence[str] = ()) -> tuple[Path, ...]:
+    """The named tables and views, or all, each as one file of a form of `FORMS` below `folder`; returns the files.
+    MissingError for a name that is none, before anything is written."""
+    with reader(results) as connection:
+        rows = connection.execute(
             "SELECT table_name FROM information_schema.tables WHERE table_schema = 'main' "
             "AND NOT starts_with(table_name, '_') ORDER BY table_name"
         ).fetchall()
-        for (name,) in names:
-            path = folder / f"{name}.{form}"
-            beside = folder / f".{name}.{form}"
-            options = "FORMAT parquet" if form == "parquet" else "FORMAT csv, HEADER"
-            connection.execute(f"COPY (FROM {identifier(name)}) TO {literal(str(beside))} ({options})")
-            beside.replace(path)
-            written.append(path)
-    return tuple(written)
+        known = [name for (name,) in rows]
+        unknown = [f"'{name}'{did_you_mean(name, known)}" for name in names if name not in known]
+        if unknown:
+            raise MissingError(f"no table or view {', '.join(unknown)}", hint=f"there are {', '.join(known)}")
+        folder.mkdir(parents=True, exist_ok=True)
+        return tuple(_copy(connection, name, folder, form) for name in names or known)
 
 
-def what_if(results: Path, rule: str) -> Answer:
-    """How often `rule` would have been true, false and unknown at each place where rules were evaluated.
-
-    A place is one moment of one task: its facts, the run's thresholds, and every operand that any rule read there. A
-    name that no rule of the moment read is unknown. Raises RuleError for a faulty rule.
-    """
-    with _reader(results) as connection:
-        return _answer(connection, _what_if_sql(parse(rule, _vocabulary(connection))))
-
-
-def _vocabulary(connection: Connection) -> dict[str, OperandKind]:
-    seen = {name for (name,) in connection.execute("SELECT DISTINCT unnest(json_keys(operands)) FROM rules").fetchall()}
-    kept = "SELECT DISTINCT unnest(json_keys(thresholds)) FROM run_starts"
-    thresholds = {name for (name,) in connection.execute(kept).fetchall()}
-    metrics = {name for name in seen if not name.startswith(THRESHOLD_PREFIX)}
-    return dict(operands(sorted(metrics), sorted(thresholds)))
-
-
-def _what_if_sql(expression: Expression) -> str:
-    names = sorted(expression.names)
-    columns = "".join(f", {_operand(name)} AS {_alias(name)}" for name in names)
-    says = to_sql(expression, _alias)
-    return f"""
-WITH moments AS (
-    SELECT r.run_id, r.task_id, r.stage, r.kind, r.candidate_id{columns}
-    FROM rules r JOIN tasks t USING (run_id, task_id) JOIN runs u USING (run_id)
-    GROUP BY r.run_id, r.task_id, r.stage, r.kind, r.candidate_id),
-outcomes AS (SELECT *, {says} AS says FROM moments)
-SELECT t.category, o.stage, o.kind, count(*) AS moments, count(*) FILTER (o.says) AS "true",
-       count(*) FILTER (NOT o.says) AS "false", count(*) FILTER (o.says IS NULL) AS "unknown"
-FROM outcomes o JOIN tasks t USING (run_id, task_id)
-GROUP BY t.category, o.stage, o.kind ORDER BY t.category, o.stage, o.kind
-"""
-
-
-def _alias(name: str) -> str:
-    return identifier(f"operand {name}")
-
-
-def _operand(name: str) -> str:
-    if name in FACTS:
-        return f"any_value(t.facts ->> {json_path(name)})"
-    if name.startswith(THRESHOLD_PREFIX):
-        return f"any_value(u.thresholds ->> {json_path(name.removeprefix(THRESHOLD_PREFIX))})"
-    return f"any_value(r.operands ->> {json_path(name)})"
+def _copy(connection: Connection, name: str, folder: Path, form: str) -> Path:
+    beside = folder / f".{name}.{form}"
+    connection.execute(f"COPY (FROM {identifier(name)}) TO {literal(str(beside))} ({FORMS[form]})")
+    return beside.replace(folder / f"{name}.{form}")

@@ -49,11 +49,12 @@ TABLES = (
     ),
     _table("run_ends", "run_ended", "outcome:t tasks:i failed:j wall_s:f"),
     _table("sweep_jobs", "sweep_job", "sweep_id:t job:i overrides:j"),
+    _table("labels", "label", "label:t"),
     _table("environment", "environment", "device:j facts:j"),
     _table(
         "task_starts",
         "task_started",
-        "name:t category:t named:t classified:t facts:j contract:j contract_origin:t task_hash:t",
+        "name:t category:t named:t classified:t facts:j contract:j contract_origin:t task_hash:t licence:t",
     ),
     _table("classifications", "classification", "evaluations:j"),
     _table("baselines", "baseline", "who:t score_kind:t median_us:f lo_us:f hi_us:f n:i floor_us:f"),
@@ -111,7 +112,7 @@ TABLES = (
         "category:t outcome:t why:t best_id:t speedup:f speedup_lo:f speedup_hi:f speedup_fastest:f fastest:t "
         "headroom:f score_kind:t confirmed:b",
     ),
-    _table("interruptions", "task_failed waiting", "kind:t error:t message:t where:t"),
+    _table("interruptions", "task_failed job_failed waiting", "kind:t error:t message:t where:t"),
 )
 """Every kind of event has its table; `runs` and `tasks` are views over two of them each."""
 

@@ -1,131 +1,63 @@
-"""Views of the database. Kinds of score (measured, unverified, estimated) never rank or average together."""
+"""Views and macros of the database. Kinds of score (measured, unverified, estimated) never rank or average together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-RUNS = """
-SELECT s.run_id, s.seq, s.t AS started, e.t AS ended, s.config_hash, s.version, s.backend,
-       v.device ->> 'name' AS device, s.category, s.provider, s.model, s.thresholds,
-       coalesce(e.outcome, 'unfinished') AS outcome, e.wall_s
-FROM (SELECT * FROM run_starts QUALIFY row_number() OVER (PARTITION BY run_id ORDER BY seq DESC) = 1) s
-LEFT JOIN (SELECT run_id, arg_max(outcome, seq) AS outcome, max(t) AS t, sum(wall_s) AS wall_s
-           FROM run_ends GROUP BY run_id) e USING (run_id)
-LEFT JOIN (SELECT run_id, arg_max(device, seq) AS device FROM environment GROUP BY run_id) v USING (run_id)
-"""
+from engine.store import views_cost, views_runs, views_stages
 
-TASKS = """
-SELECT s.run_id, s.seq, s.task_id, s.name, s.category, s.named, s.classified, s.task_hash, s.contract_origin, s.facts,
-       s.contract, coalesce(e.outcome, 'unfinished') AS outcome, e.why, e.best_id, e.speedup, e.speedup_lo,
-       e.speedup_hi, e.speedup_fastest, e.fastest, e.headroom, e.score_kind, e.confirmed
-FROM (SELECT * FROM task_starts QUALIFY row_number() OVER (PARTITION BY run_id, task_id ORDER BY seq DESC) = 1) s
-LEFT JOIN (SELECT * FROM task_ends QUALIFY row_number() OVER (PARTITION BY run_id, task_id ORDER BY seq DESC) = 1) e
-       USING (run_id, task_id)
-"""
-
-LEADERBOARD = """
-SELECT rank() OVER (PARTITION BY t.task_id, t.task_hash, r.device, t.score_kind ORDER BY t.speedup DESC) AS rank,
-       t.task_id, t.score_kind, r.device, t.speedup, t.speedup_lo, t.speedup_hi, t.speedup_fastest, t.fastest,
-       t.headroom, t.confirmed, v.precision_class, t.category, r.model, t.best_id, t.run_id, t.task_hash
-FROM tasks t JOIN runs r USING (run_id)
-LEFT JOIN (SELECT run_id, task_id, candidate_id, arg_max(precision_class, seq) AS precision_class
-           FROM verdicts GROUP BY ALL) v
-       ON v.run_id = t.run_id AND v.task_id = t.task_id AND v.candidate_id = t.best_id
-WHERE t.best_id IS NOT NULL AND t.speedup IS NOT NULL
-ORDER BY t.task_id, r.device, t.score_kind, rank
-"""
-
-SUMMARY = """
-WITH kinds AS (
-    SELECT run_id, score_kind, count(*) AS solved, exp(avg(ln(speedup)) FILTER (speedup > 0)) AS geomean,
-           count(*) FILTER (speedup > 0) AS above_0, count(*) FILTER (speedup > 1) AS above_1,
-           count(*) FILTER (speedup > 1.5) AS above_1_5, count(*) FILTER (speedup > 2) AS above_2
-    FROM tasks WHERE best_id IS NOT NULL GROUP BY ALL)
-SELECT a.run_id, k.score_kind, a.tasks, coalesce(k.solved, 0) AS solved, k.geomean,
-       coalesce(k.above_0, 0) / a.tasks AS fast_0, coalesce(k.above_1, 0) / a.tasks AS fast_1,
-       coalesce(k.above_1_5, 0) / a.tasks AS fast_1_5, coalesce(k.above_2, 0) / a.tasks AS fast_2
-FROM (SELECT run_id, count(*) AS tasks FROM tasks GROUP BY run_id) a LEFT JOIN kinds k USING (run_id)
-ORDER BY a.run_id, k.score_kind
-"""
-
-COST = """
-SELECT run_id, task_id, role, count(*) AS calls, sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens,
-       sum(input_tokens + output_tokens) AS tokens, sum(cost_usd) AS usd,
-       count(*) FILTER (cost_usd IS NULL) AS unpriced, sum(latency_s) AS latency_s
-FROM llm_calls GROUP BY run_id, task_id, role ORDER BY run_id, task_id, role
-"""
-
-STAGE_YIELD = """
-WITH judged AS (
-    SELECT run_id, task_id, candidate_id, arg_max(status, seq) AS status FROM verdicts GROUP BY ALL),
-promoted AS (
-    SELECT DISTINCT run_id, task_id, stage, candidate_id FROM promotions WHERE promoted),
-tried AS (
-    SELECT c.run_id, c.task_id, c.stage, count(*) AS attempts, count(*) FILTER (j.status = 'correct') AS correct,
-           count(DISTINCT p.candidate_id) AS improved
-    FROM candidates c LEFT JOIN judged j USING (run_id, task_id, candidate_id)
-    LEFT JOIN promoted p USING (run_id, task_id, stage, candidate_id) GROUP BY ALL),
-asked AS (
-    SELECT run_id, task_id, stage, sum(input_tokens + output_tokens) AS tokens FROM llm_calls GROUP BY ALL),
-ended AS (
-    SELECT * FROM stages QUALIFY row_number() OVER (PARTITION BY run_id, task_id, stage ORDER BY seq DESC) = 1),
-keys AS (
-    SELECT run_id, task_id, stage FROM tried UNION SELECT run_id, task_id, stage FROM asked
-    UNION SELECT run_id, task_id, stage FROM ended)
-SELECT t.category, k.stage, coalesce(e.score_kind, t.score_kind) AS score_kind, count(*) AS plans,
-       count(*) FILTER (e.outcome = 'skipped') AS skipped, coalesce(sum(a.attempts), 0)::BIGINT AS attempts,
-       coalesce(sum(a.correct), 0)::BIGINT AS correct, coalesce(sum(a.improved), 0)::BIGINT AS improved,
-       median(e.stage_gain) FILTER (e.outcome IS DISTINCT FROM 'audited') AS median_gain,
-       coalesce(sum(q.tokens), 0)::BIGINT AS tokens
-FROM keys k JOIN tasks t USING (run_id, task_id) LEFT JOIN tried a USING (run_id, task_id, stage)
-LEFT JOIN asked q USING (run_id, task_id, stage) LEFT JOIN ended e USING (run_id, task_id, stage)
-GROUP BY ALL ORDER BY t.category, k.stage, score_kind
-"""
-
-RULE_AUDIT = """
-WITH own AS (
-    SELECT run_id, task_id, candidate_id, arg_min(value, seq) AS speedup
-    FROM ratios WHERE "over" = 'eager' GROUP BY ALL),
-audits AS (
-    SELECT s.run_id, s.task_id, s.stage, s.rule, s.score_kind, max(o.speedup) / s.speedup AS gain
-    FROM stages s JOIN candidates c USING (run_id, task_id, stage) LEFT JOIN own o USING (run_id, task_id, candidate_id)
-    WHERE s.outcome = 'audited' AND c.audit
-    GROUP BY s.run_id, s.task_id, s.stage, s.rule, s.score_kind, s.speedup),
-audited AS (
-    SELECT t.category, a.stage, a.rule, count(*) AS audits,
-           median(a.gain) FILTER (a.score_kind = 'measured') AS measured,
-           median(a.gain) FILTER (a.score_kind = 'unverified') AS unverified,
-           median(a.gain) FILTER (a.score_kind = 'estimated') AS estimated
-    FROM audits a JOIN tasks t USING (run_id, task_id) GROUP BY ALL)
-SELECT t.category, r.stage, r.kind, r.rule, count(*) AS evaluations, count(*) FILTER (r.outcome = 'true') AS "true",
-       count(*) FILTER (r.outcome = 'false') AS "false", count(*) FILTER (r.outcome = 'unknown') AS "unknown",
-       count(*) FILTER (r.fired) AS fired, count(*) FILTER (r.obeyed) AS obeyed,
-       coalesce(any_value(a.audits), 0) AS audits, any_value(a.measured) AS audited_gain_measured,
-       any_value(a.unverified) AS audited_gain_unverified, any_value(a.estimated) AS audited_gain_estimated
-FROM rules r JOIN tasks t USING (run_id, task_id)
-LEFT JOIN audited a ON a.category = t.category AND a.stage = r.stage AND a.rule = r.rule AND r.kind = 'skip'
-GROUP BY t.category, r.stage, r.kind, r.rule ORDER BY t.category, r.stage, r.kind, r.rule
-"""
-
-HEADROOM = """
-SELECT run_id, task_id, stage, candidate_id, score_kind, median_us, floor_us, median_us / floor_us AS headroom,
-       below_floor
-FROM timings WHERE who = 'candidate' AND floor_us > 0
-QUALIFY row_number() OVER (PARTITION BY run_id, task_id, stage, candidate_id, score_kind ORDER BY seq DESC) = 1
-ORDER BY run_id, task_id, headroom
-"""
-
-STATIC = {
-    "runs": RUNS,
-    "tasks": TASKS,
-    "leaderboard": LEADERBOARD,
-    "summary": SUMMARY,
-    "cost": COST,
-    "stage_yield": STAGE_YIELD,
-    "rule_audit": RULE_AUDIT,
-    "headroom": HEADROOM,
+VIEWS = {
+    "runs": views_runs.RUNS,
+    "tasks": views_runs.TASKS,
+    "leaderboard": views_runs.LEADERBOARD,
+    "summary": views_runs.SUMMARY,
+    "cost": views_cost.COST,
+    "stage_cost": views_cost.STAGE_COST,
+    "llm_usage": views_cost.LLM_USAGE,
+    "stage_yield": views_stages.STAGE_YIELD,
+    "rule_audit": views_stages.RULE_AUDIT,
+    "false_skips": views_stages.FALSE_SKIPS,
+    "failures": views_stages.FAILURES,
+    "headroom": views_stages.HEADROOM,
+    "history": views_stages.HISTORY,
 }
 """In an order in which each finds the ones it reads."""
+
+# Wilson's score interval of a share k / n at 95 %: E. B. Wilson, JASA 22 (1927) 209. z = 1.959964.
+_WILSON = "((k + 1.920729) {} 1.959964 * sqrt(k * (n - k) / n::DOUBLE + 0.960365)) / (n + 3.841459)"
+
+MACROS = {
+    "wilson_lower(k, n)": f"CASE WHEN n > 0 THEN greatest(0.0, {_WILSON.format('-')}) END",
+    "wilson_upper(k, n)": f"CASE WHEN n > 0 THEN least(1.0, {_WILSON.format('+')}) END",
+}
+"""Functions for SQL, by head. They come before the views, which use them."""
+
+TABLE_MACROS = {"fast_p(p)": views_runs.FAST_P}
+"""Functions that answer a table. They come after the views, which they use."""
+
+
+def forms() -> list[str]:
+    """The text of everything that `fixed` and `varying` make, for the version of the database."""
+    return [*fixed(), *varying((), ())]
+
+
+def fixed() -> list[str]:
+    """Statements that make all views and macros whose columns are always the same."""
+    scalars = [f"CREATE OR REPLACE MACRO {head} AS {body}" for head, body in MACROS.items()]
+    made = [f"CREATE OR REPLACE VIEW {name} AS {sql}" for name, sql in VIEWS.items()]
+    tables = [f"CREATE OR REPLACE MACRO {head} AS TABLE {body}" for head, body in TABLE_MACROS.items()]
+    return [*scalars, *made, *tables]
+
+
+VARYING = ("sweep", "metric_wide")
+"""Views with a column for each threshold or metric."""
+
+
+def varying(thresholds: Sequence[str], metrics: Sequence[str]) -> list[str]:
+    """Statements that make the views of `VARYING`."""
+    bodies = zip(VARYING, (sweep(thresholds), metric_wide(metrics)), strict=True)
+    return [f"CREATE OR REPLACE VIEW {name} AS {body}" for name, body in bodies]
+
 
 SWEEP_COLUMNS = (
     "sweep_id",
@@ -143,6 +75,8 @@ SWEEP_COLUMNS = (
     "stages_skipped",
     "exits",
     "outcome",
+    "why",
+    "found",
     "run_id",
 )
 
@@ -172,7 +106,13 @@ def sweep(thresholds: Sequence[str]) -> str:
         for name in thresholds
     )
     return f"""
-WITH jobs AS (SELECT DISTINCT sweep_id, job, run_id, overrides FROM sweep_jobs),
+WITH jobs AS (SELECT sweep_id, job, run_id, any_value(overrides) AS overrides, min(seq) AS seq
+              FROM sweep_jobs GROUP BY sweep_id, job, run_id),
+-- A run that had ended before its job began cost that job nothing.
+ends AS (SELECT run_id, min(seq) AS seq FROM run_ends WHERE outcome IN ('done', 'budget') GROUP BY run_id),
+lost AS (SELECT run_id, arg_max(concat_ws(': ', error, message), seq) AS why
+         FROM interruptions WHERE kind IN ('job_failed', 'task_failed') GROUP BY run_id),
+short AS (SELECT run_id, arg_min(why, seq) AS why FROM task_ends WHERE outcome = 'budget' GROUP BY run_id),
 asked AS (SELECT run_id, sum(input_tokens + output_tokens)::BIGINT AS tokens, sum(cost_usd) AS usd
           FROM llm_calls GROUP BY run_id),
 -- Reading recordings and tracing references take no device.
@@ -184,11 +124,17 @@ went AS (SELECT run_id, count(*) FILTER (outcome <> 'skipped') AS stages_run,
          GROUP BY run_id)
 SELECT j.sweep_id, j.job, array_to_string(CAST(j.overrides AS VARCHAR[]), ' ') AS overrides,
        {columns}s.tasks, s.solved, s.geomean, s.score_kind, coalesce(a.tokens, 0) AS tokens, a.usd,
-       CASE WHEN r.backend = 'cpu' THEN 0 ELSE coalesce(h.gpu_s, 0) END AS gpu_s, r.wall_s,
+       CASE WHEN r.backend = 'cpu' OR e.seq < j.seq THEN 0 ELSE coalesce(h.gpu_s, 0) END AS gpu_s,
+       CASE WHEN e.seq < j.seq THEN 0 ELSE r.wall_s END AS wall_s,
        coalesce(w.stages_run, 0) AS stages_run, coalesce(w.stages_skipped, 0) AS stages_skipped,
-       coalesce(w.exits, 0) AS exits, r.outcome, j.run_id
-FROM jobs j JOIN runs r USING (run_id) LEFT JOIN summary s USING (run_id) LEFT JOIN asked a USING (run_id)
-LEFT JOIN held h USING (run_id) LEFT JOIN went w USING (run_id)
+       coalesce(w.exits, 0) AS exits,
+       CASE WHEN coalesce(r.outcome, 'unfinished') <> 'unfinished' THEN r.outcome
+            WHEN l.why IS NULL THEN 'unfinished' ELSE 'failed' END AS outcome,
+       CASE r.outcome WHEN 'done' THEN NULL WHEN 'budget' THEN b.why ELSE l.why END AS why,
+       coalesce(e.seq < j.seq, false) AS found, j.run_id
+FROM jobs j LEFT JOIN runs r USING (run_id) LEFT JOIN summary s USING (run_id) LEFT JOIN asked a USING (run_id)
+LEFT JOIN held h USING (run_id) LEFT JOIN went w USING (run_id) LEFT JOIN ends e USING (run_id)
+LEFT JOIN lost l USING (run_id) LEFT JOIN short b USING (run_id)
 ORDER BY j.sweep_id, j.job, s.score_kind
 """
 

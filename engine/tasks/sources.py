@@ -73,6 +73,21 @@ def _hidden(relative: Path) -> bool:
 
 
 def _from_file(file: Path, faults: list[Fault]) -> Task | None:
+    """The task of one file. Kept while neither it nor its contract changes: every job of a sweep asks for it."""
+    stats = [path.stat() for path in (file, file.with_suffix(".yaml")) if path.exists()]
+    marks = tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
+    if (file, marks) not in _known:
+        task = _read(file, faults)
+        if task is None:
+            return None
+        _known[file, marks] = task
+    return _known[file, marks]
+
+
+_known: dict[tuple[Path, tuple[tuple[int, int], ...]], Task] = {}
+
+
+def _read(file: Path, faults: list[Fault]) -> Task | None:
     try:
         source = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

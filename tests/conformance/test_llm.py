@@ -105,7 +105,7 @@ class TestEveryProvider:
         budget = Budget(limits(calls=1))
         caller = Caller(open_llm(case.settings, case.root), RetrySettings(2, 0.0, 0.0), budget)
         assert caller.complete(request()).text == TEXT
-        assert budget.calls == 1
+        assert budget.run.calls == 1
 
 
 MISSING = [
@@ -164,7 +164,7 @@ def test_waiting_is_not_retried_and_not_paid_for(tmp_path, provider, changes):
     caller = Caller(llm, RetrySettings(3, 9.0, 9.0), Budget(limits()), sleep=pytest.fail)
     with pytest.raises(AwaitingReply):
         caller.complete(request())
-    assert caller.budget.calls == 0
+    assert caller.budget.run.calls == 0
 
 
 class TestScript:

@@ -1,4 +1,5 @@
-"""What the design promises for bad luck and has no better place: no device, no disk, two jobs at once."""
+"""What the design promises for bad luck and has no better place: no device, no disk, two jobs at once, a damaged step,
+a clock that jumps, another GPU. docs/steps.md has the table."""
 
 from __future__ import annotations
 
@@ -9,10 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import StoreError
+import engine.folder
+import engine.memo
+from engine.errors import StoreError, StoreFull
 from engine.journal import Journal
 from engine.memo import Memo
-from engine.store import query
+from engine.steps.verify import verify
+from engine.store import ingest, query
+from tests.flow.test_fresh import REPLIES, Slower, device, lab
+from tests.flow.test_runner import of
+
+__all__ = ["lab"]
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE = "conv2d_relu_bias/fusion_memory"
@@ -92,3 +100,130 @@ def test_a_full_disk_is_named_with_a_remedy(tmp_path, monkeypatch, what):
     assert "space" in caught.value.hint
     monkeypatch.undo()
     assert Memo(tmp_path, "r").lookup("kind", {}) is None
+
+
+class Disk:
+    """Lets so many writes through, then is full; the journal gets half a line in, as a real one would."""
+
+    def __init__(self, monkeypatch):
+        self.room: int | None = None
+        whole, append = engine.memo.write_whole, Journal._append
+
+        def write(*given: object, **named: object) -> None:
+            self.spend()
+            whole(*given, **named)
+
+        def line(journal: Journal, data: bytes) -> None:
+            try:
+                self.spend()
+            except OSError:
+                append(journal, data[: len(data) // 2])
+                raise
+            append(journal, data)
+
+        monkeypatch.setattr(engine.memo, "write_whole", write)
+        monkeypatch.setattr(engine.folder, "write_whole", write)
+        monkeypatch.setattr(Journal, "_append", line)
+
+    def spend(self) -> None:
+        if self.room is not None:
+            if self.room == 0:
+                raise OSError(28, "No space left on device")
+            self.room -= 1
+
+
+def test_a_full_disk_stops_the_run_before_it_pays_for_what_it_cannot_keep(lab, monkeypatch):
+    """Wherever it strikes; the journal has whole lines, the memo whole steps, and with space again the run ends. At
+    most the one reply that could not be stored is asked twice."""
+    disk, asked = Disk(monkeypatch), 0
+    for stops, room in enumerate((2, 7, 5, 11, 9), start=1):
+        disk.room = room
+        with pytest.raises(StoreFull, match="No space left") as caught:
+            lab.run()
+        assert "repeat the command" in caught.value.hint
+        asked += sum(lab.llm.seen.values())
+        kept = len(list((lab.folder / "results/steps/reply").glob("*/*.json")))
+        assert asked - kept <= stops
+        assert verify(lab.folder / "results" / "steps").errors == 0
+        (path,) = (lab.folder / "results").glob("runs/*/events.jsonl")
+        assert path.read_bytes()[-1:] in (b"", b"\n")
+    disk.room = None
+    _, events, _ = lab.run()
+    assert of(events, "run_ended", outcome="done")
+    assert {key: len(of(events, "llm_call", stage=key.split(".")[0])) for key in REPLIES} == dict.fromkeys(REPLIES, 1)
+    assert [e["seq"] for e in events] == list(range(len(events)))
+
+
+def test_a_second_process_on_a_run_is_refused_and_the_first_goes_on(lab):
+    class Twice(Slower):
+        """Its first step starts the same run again, as another process would."""
+
+        def judge(self, operator, source):
+            with pytest.raises(StoreError, match="another process is writing") as caught:
+                lab.run()
+            assert "repeat the command" in caught.value.hint
+            return super().judge(operator, source)
+
+    _, events, _ = lab.run(backend=Twice())
+    assert of(events, "run_ended", outcome="done")
+    assert [e["seq"] for e in events] == list(range(len(events)))
+
+
+def test_a_damaged_step_names_its_file_and_is_done_again_without_it(lab):
+    with pytest.raises(KeyboardInterrupt):
+        lab.run(backend=Slower(patience=4))
+    (path,) = (lab.folder / "results/steps/baseline").glob("*/*.json")
+    path.write_text(path.read_text()[:-40])
+    _, events, _ = lab.run()
+    (failed,) = of(events, "task_failed")
+    assert str(path) in failed["message"]
+    path.unlink()
+    again = Slower()
+    _, events, llm = lab.run(backend=again)
+    assert of(events, "run_ended", outcome="done")
+    assert again.done[0] == "measure"
+    assert llm.seen.total() < len(REPLIES), "what was answered before the damage stays"
+
+
+def test_an_outcome_of_another_version_names_its_file(lab):
+    with pytest.raises(KeyboardInterrupt):
+        lab.run(backend=Slower(patience=4))
+    (path,) = (lab.folder / "results/steps/baseline").glob("*/*.json")
+    path.write_text(path.read_text().replace("floor_us", "ground_us"))
+    _, events, _ = lab.run()
+    assert str(path) in of(events, "task_failed")[0]["message"]
+
+
+def test_a_clock_that_jumps_back_breaks_no_order_and_no_span(lab, monkeypatch):
+    """Half an hour back at every look: the journal's order is `seq`, its spans are of the monotonic clock."""
+    now = [1.7e9]
+
+    def back() -> float:
+        now[0] -= 1800.0
+        return now[0]
+
+    monkeypatch.setattr("engine.journal.time.time", back)
+    with pytest.raises(KeyboardInterrupt):
+        lab.run(backend=Slower(patience=6))
+    run_id, events, _ = lab.run()
+    monkeypatch.undo()
+    assert events[0]["t"] > events[-1]["t"], "the clock did jump"
+    assert [e["seq"] for e in events] == list(range(len(events)))
+    assert of(events, "run_ended")[0]["wall_s"] >= 0
+    assert lab.paid(run_id)["promotion"] == 2
+    assert verify(lab.folder / "results" / "steps").findings == ()
+    ingest(lab.folder / "results")
+    best = query(lab.folder / "results", "select speedup, rank from leaderboard").rows
+    assert best == ((pytest.approx(2.5), 1),)
+
+
+def test_another_gpu_in_the_middle_of_a_run_measures_everything_itself(lab):
+    with pytest.raises(KeyboardInterrupt):
+        lab.run(backend=Slower(patience=6))
+    run_id, events, _ = lab.run(backend=device("another GPU"))
+    assert [e["device"]["name"] for e in of(events, "environment")] == ["fake device", "another GPU"]
+    paid = lab.paid(run_id)
+    assert paid["baseline"] == 2, "one on each device"
+    assert of(events, "run_ended", outcome="done")
+    assert lab.run(backend=device("a third GPU"))[0] == run_id
+    assert lab.paid(run_id) == paid, "a run that has ended stays ended, on whatever device"

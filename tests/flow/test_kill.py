@@ -1,13 +1,18 @@
-"""SIGKILL at random moments: the same command finishes, no finished step is repeated, no row lost or doubled."""
+"""SIGKILL at random moments: the same command finishes, no finished step is repeated, no row lost or doubled, and the
+bill is higher by the calls in flight at a kill and no other."""
 
 from __future__ import annotations
 
 import json
 import sys
 
-from benchmarks.kill_and_resume import run_trial
+import pytest
 
-KILLS = 5
+from benchmarks.kill_and_resume import Harness, run_trial
+
+KILLS = 4
+SEED = 2
+"""Every kill waits for the journal to grow, and the last one strikes in its middle."""
 STAGES = ("primary_conv", "fuse_activation_pooling")
 
 
@@ -22,18 +27,25 @@ def test_a_killed_run_continues_without_repeating_or_losing_anything(tmp_path):
     for number, stage in enumerate(STAGES):
         slots[f"conv2d_relu_bias/fusion_memory/{stage}/strategy.0.0"] = advice
         slots[f"conv2d_relu_bias/fusion_memory/{stage}/optimise.0.0"] = reply(90 - 10 * number)
-    script.write_text(json.dumps([{"slot": slot, "text": text} for slot, text in slots.items()]))
+    usage = {"input_tokens": 100, "output_tokens": 50, "cost_usd": 0.01}
+    script.write_text(json.dumps([{"slot": slot, "text": text, "usage": usage} for slot, text in slots.items()]))
     overrides = [
         "category=fusion_memory",
         "backend=cpu",
         "llm=scripted",
         f"llm.script={script}",
         "search.seeds=4",
+        "search.audit.share=0.0",
         "display.mode=none",
     ]
-    engine = (sys.executable, "-m", "tests.support.fake_engine")
-    trial = run_trial(KILLS, 7, tmp_path, overrides, engine=engine)
+    harness = Harness(overrides, (sys.executable, "-m", "tests.support.fake_engine"), call_s=0.1, pause_s=0.1)
+    whole = tmp_path / "whole"
+    harness.finish(whole)
+    trial = run_trial(harness, whole, tmp_path / "broken", KILLS, SEED)
     assert trial.clean, trial
     assert trial.kills == KILLS
+    assert trial.progressed == KILLS, "the kills fell after the run had gone on"
     assert len(set(trial.moments)) > 1, "the kills fell at different moments of the run"
     assert trial.events > 40
+    assert trial.whole_usd == 0.08
+    assert trial.charged_usd == pytest.approx(trial.whole_usd + 0.01 * sum(trial.in_flight))

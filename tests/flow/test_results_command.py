@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.results.__main__ import main
-from tests.support.synthetic_results import LOW, write_results
+from tests.support.synthetic_results import ESTIMATED, LOW, write_results
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,6 +56,11 @@ def test_json_and_csv(capsys, results):
         (("sql", "SELEC 1"), "syntax error"),
         (("whatif", "speedup <"), "column 10: not an expression"),
         (("whatif", "speedup < unheard"), "unknown name 'unheard'"),
+        (("whatif", "speedup < 1", "--rule", "unheard"), "recorded are alone, at_floor, small_window"),
+        (("whatif", "speedup < 1", "--stage", "tile"), "need --rule"),
+        (("compare", LOW, "nobody"), "no run is called 'nobody'"),
+        (("export", "nowhere", "--view", "sweeps"), "did you mean 'sweep'"),
+        (("export", "nowhere", "--training", "--format", "csv"), "training records are JSON lines"),
     ],
 )
 def test_faults_end_with_2_and_say_why(capsys, results, arguments, words):
@@ -91,6 +96,54 @@ def test_export(capsys, results, tmp_path):
     assert code == 0
     assert out.endswith(f"files in {tmp_path / 'out'}\n")
     assert LOW in (tmp_path / "out" / "runs.csv").read_text()
+
+
+def test_one_view_alone(capsys, results, tmp_path):
+    out = call(capsys, results, "export", str(tmp_path), "--view", "sweep", "--view", "cost", "--format", "jsonl")
+    assert out == (0, f"2 files in {tmp_path}\n", "")
+    assert {path.name for path in tmp_path.iterdir()} == {"sweep.jsonl", "cost.jsonl"}
+    jobs = [json.loads(line) for line in (tmp_path / "sweep.jsonl").read_text().splitlines()]
+    assert [job["overrides"] for job in jobs] == ["thresholds.small=0.2", "thresholds.small=0.3"]
+
+
+def test_whatif_replays_a_rule(capsys, results):
+    command = ("whatif", "headroom > 1", "--rule", "at_floor", "--runs", "sweep1")
+    code, out, _ = call(capsys, results, *command)
+    assert code == 0
+    assert [line.split()[:8] for line in out.splitlines() if line.startswith(LOW)] == [
+        [LOW, "conv", "windows", "tile", "skip", "false", "true", "skips"],
+        [LOW, "relu", "flat", "tile", "skip", "unknown", "unknown", "unknown"],
+    ]
+    found = json.loads(call(capsys, results, *command, "--json")[1])
+    assert [(total["plans"], total["skips"], total["saved"]["tokens"]) for total in found["totals"]] == [(4, 2, 2400)]
+    assert call(capsys, results, *command, "--csv")[1].count("\n") == 5
+    assert "nothing would be decided otherwise" in call(capsys, results, "whatif", "ops > 0", "--rule", "alone")[1]
+
+
+def test_compare(capsys, results):
+    code, out, _ = call(capsys, results, "compare", LOW, "thresholds.small=0.3")
+    assert code == 0
+    assert "A: aaaaaaaaaaaaaaaa\n" in out
+    assert [line.split()[:7] for line in out.splitlines() if line.startswith("conv")] == [
+        ["conv", "windows", "measured", "0.5", "0.25", "0.5", "loss"]
+    ]
+    found = json.loads(call(capsys, results, "compare", "--json", LOW, ESTIMATED)[1])
+    assert (found["kinds_differ"], found["only_a"], found["only_b"], found["pairs"]) == (
+        ["conv"],
+        ["relu"],
+        ["gru"],
+        [],
+    )
+
+
+def test_training_records(capsys, results, tmp_path):
+    code, out, _ = call(capsys, results, "export", str(tmp_path), "--training")
+    assert (code, out) == (0, f"0 records in {tmp_path / 'training.jsonl'}; 11 left out, whose source is gone\n")
+
+
+def test_schema_needs_no_results(capsys, tmp_path):
+    assert main(["schema"]) == 0
+    assert "### leaderboard" in capsys.readouterr().out
 
 
 def test_as_a_process(results):

@@ -5,9 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+import engine.run
+from benchmarks.sweep_tasks import overrides, write_tasks
+from benchmarks.threshold_sweep import measure
+from engine.__main__ import compose, main
 from engine.store import query
+from engine.sweeping import shared_compositions
+from engine.tasks import facts_client
+from tests.support.fake_backend import FakeBackend
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE = "conv2d_relu_bias/fusion_memory"
@@ -56,3 +68,97 @@ def test_three_thresholds_give_three_rows_and_pay_once(tmp_path):
     assert later == ["confirm"], (
         "the first job pays; the others find every step, or leave stages out, but for one winner"
     )
+
+
+@pytest.fixture(scope="module")
+def traced():
+    return {}
+
+
+@pytest.fixture
+def fake(monkeypatch, traced):
+    """The fake device, and each task traced once for all tests of this file: torch takes seconds to start."""
+
+    def describe(tasks, scratch):
+        new = [task for task in tasks if task.task_hash not in traced]
+        traced.update(zip([task.task_hash for task in new], facts_client.describe(new, scratch), strict=True))
+        return tuple(traced[task.task_hash] for task in tasks)
+
+    monkeypatch.setattr(engine.run, "describe", describe)
+    monkeypatch.setattr(engine.run, "open_backend", lambda *_: FakeBackend(delay_s=0.001))
+
+
+@pytest.fixture
+def in_process(monkeypatch, fake):
+    """Runs a command of the engine in this process; its exit code must be 0."""
+
+    def run(_module: str, arguments: Sequence[str]) -> float:
+        monkeypatch.setattr(sys, "argv", ["engine", *arguments])
+        assert main() == 0
+        return 0.0
+
+    return run
+
+
+def test_a_sweep_after_an_observing_run_pays_nothing_and_shows_what_runs_from_scratch_give(tmp_path, in_process):
+    found = measure(tmp_path, tasks=3, values=2, sample=1, jobs=0, run=in_process)
+    assert (found.jobs, found.rows, found.calls, found.steps, found.different) == (8, 8, 0, 0, 0)
+    assert found.distinct > 2, "the thresholds change nothing, so the test could not fail"
+
+
+def test_a_job_that_cannot_run_is_in_the_sweep_and_the_same_command_continues(tmp_path, monkeypatch, capsys, fake):
+    write_tasks(tmp_path, 1)
+    results = tmp_path / "results"
+    base = overrides(tmp_path, results, replay=False)
+    late = tmp_path / "late.json"
+    kept = [word for word in base if not word.startswith("llm.script=")]
+    sweep = ["-m", *kept, f"llm.script={tmp_path / 'script.json'},{late}", f"hydra.sweep.dir={tmp_path / 'hydra'}"]
+
+    def rows():
+        monkeypatch.setattr(sys, "argv", ["engine", *sweep])
+        code = main()
+        return code, query(results, "select outcome, why, found, solved from sweep order by job").rows
+
+    code, found = rows()
+    assert (code, [row[0] for row in found]) == (2, ["done", "failed"])
+    assert "there is no file" in found[1][1]
+    assert "1 of 2 jobs are not done" in capsys.readouterr().err
+    late.write_bytes((tmp_path / "script.json").read_bytes())
+    before = (results / "steps" / "ledger.jsonl").read_text()
+    code, found = rows()
+    assert (code, [(row[0], row[3]) for row in found]) == (0, [("done", 1), ("done", 1)])
+    assert (results / "steps" / "ledger.jsonl").read_text() == before
+    assert "job 0" in (said := capsys.readouterr().out)
+    assert "finished before, nothing was done" in said
+
+
+def test_a_run_that_had_ended_before_its_job_books_no_time(tmp_path, monkeypatch, fake):
+    write_tasks(tmp_path, 1)
+    results = tmp_path / "results"
+    base = overrides(tmp_path, results, replay=False)
+    for arguments in ([*base, "search.min_gain=1.5"], ["-m", *base, "search.min_gain=1.5,1.6"]):
+        monkeypatch.setattr(sys, "argv", ["engine", *arguments, f"hydra.sweep.dir={tmp_path / 'hydra'}"])
+        assert main() == 0
+    first, second = query(results, "select found, wall_s from sweep order by job").rows
+    assert first == (True, 0.0)
+    assert second[0] is False
+    assert second[1] > 0
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["category=recurrent", "thresholds.swizzle_speedup=2", "+thresholds.foo=1", "~thresholds.staging_speedup"],
+        ["category=recurrent", "+thresholds={a: 1}", "thresholds.a=3"],
+    ],
+    ids=" ".join,
+)
+def test_a_shared_composition_is_the_composition(overrides):
+    def composed():
+        config = compose(overrides)
+        hydra = HydraConfig.get()
+        return OmegaConf.to_container(config, resolve=False), str(hydra.overrides), hydra.job.override_dirname
+
+    alone = composed()
+    with shared_compositions():
+        assert [composed(), composed()] == [alone, alone]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.records import Message, Reply, Request, Slot, Usage
-from engine.settings import BudgetSettings, LlmSettings, RetrySettings
+from engine.settings import BudgetSettings, Limits, LlmSettings, RetrySettings
 
 SLOT = Slot("level1/matmul", "some_category", "first", "seed", 0, 0)
 
@@ -46,4 +46,6 @@ def reply(text="a reply", **changes):
 
 
 def limits(**changes):
-    return BudgetSettings(**{"usd": None, "tokens": None, "calls": None, "wall_s": None, **changes})
+    none = {"usd": None, "tokens": None, "calls": None, "gpu_s": None, "wall_s": None}
+    levels = {level: Limits(**{**none, **changes.pop(level, {})}) for level in ("task", "stage")}
+    return BudgetSettings(**{**none, **levels, **changes})

@@ -49,6 +49,7 @@ class Run:
             contract={},
             contract_origin="declared",
             task_hash=task * 2,
+            licence=None,
         )
         self.journal.write("classification", task_id=task, evaluations=[])
         for who, median in (("eager", 100.0), ("compile", 80.0)):

@@ -6,8 +6,9 @@ import pytest
 
 from engine.errors import BudgetSpent
 from engine.llm.budget import Budget
+from engine.llm.quote import quotes
 from engine.records import Usage
-from tests.support.llm import limits
+from tests.support.llm import limits, llm_settings, request
 
 
 class Clock:
@@ -57,7 +58,7 @@ def test_no_limit_never_refuses():
     for _ in range(1000):
         budget.spend(USAGE)
     budget.check()
-    assert (budget.calls, budget.tokens, budget.usd) == (1000, 1_000_000, 250.0)
+    assert (budget.run.calls, budget.run.tokens, budget.run.usd) == (1000, 1_000_000, 250.0)
 
 
 def test_tokens_without_a_price_stop_a_run_that_is_limited_in_usd():
@@ -77,4 +78,58 @@ def test_an_unknown_price_does_not_matter_without_a_limit_in_usd():
     budget = Budget(limits(calls=5))
     budget.spend(Usage(100, 20))
     budget.check()
-    assert (budget.usd, budget.unpriced) == (0.0, 1)
+    assert (budget.run.usd, budget.run.unpriced) == (0.0, 1)
+
+
+def test_the_next_call_must_fit_before_it_is_made():
+    budget = Budget(limits(usd=1.0))
+    budget.spend(Usage(700, 300, cost_usd=0.8))
+    budget.check(Usage(10, 10, cost_usd=0.2))
+    with pytest.raises(
+        BudgetSpent, match=r"0\.8000 USD spent of 1\.0000 USD allowed, and the next call can take 0\.2100"
+    ):
+        budget.check(Usage(10, 10, cost_usd=0.21))
+
+
+def test_a_stage_and_a_task_have_accounts_of_their_own():
+    budget = Budget(limits(calls=5, task={"calls": 3}, stage={"calls": 2}))
+    with budget.task("one"):
+        with budget.stage("first"):
+            budget.spend(USAGE)
+            budget.spend(USAGE)
+            with pytest.raises(
+                BudgetSpent, match=r"search\.budget\.stage\.calls: 2 spent of 2 .* in stage first"
+            ) as caught:
+                budget.check()
+            assert caught.value.level == "stage"
+        with budget.stage("second"):
+            budget.check()
+            budget.spend(USAGE)
+            with pytest.raises(BudgetSpent, match="in task one") as caught:
+                budget.check()
+            assert caught.value.level == "task"
+    with budget.task("two"), budget.stage("first"):
+        budget.check()
+        budget.spend(USAGE)
+        budget.spend(USAGE)
+        with pytest.raises(BudgetSpent, match=r"search\.budget\.calls: 5 spent of 5 allowed$") as caught:
+            budget.check()
+        assert caught.value.level == "run"
+
+
+def test_judge_seconds_forbid_judge_steps_and_no_calls():
+    budget = Budget(limits(gpu_s=10.0))
+    budget.spend_gpu(9.9)
+    budget.check_gpu()
+    budget.spend_gpu(0.2)
+    budget.check()
+    with pytest.raises(BudgetSpent, match=r"gpu_s: 10\.1 s spent of 10\.0 s allowed"):
+        budget.check_gpu()
+
+
+def test_a_quote_is_the_prompt_and_the_longest_answer_at_the_declared_price():
+    settings = llm_settings("litellm", price_per_mtok={"input": 2.0, "output": 10.0})
+    most = quotes(settings, priced=True)(request("x" * 4000, params={"max_tokens": 500}))
+    assert (most.output_tokens, most.input_tokens >= 1000) == (500, True)
+    assert most.cost_usd == pytest.approx((most.input_tokens * 2 + 500 * 10) / 1e6)
+    assert quotes(llm_settings("replay"), priced=True)(request()) == Usage(0, 0)

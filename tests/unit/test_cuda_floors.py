@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -130,8 +131,9 @@ def test_new_ceilings_are_in_the_address_of_times_and_not_of_verdicts(opened):
     backend = opened(True)
     other = opened(True)
     other.device = replace(other.device, ceilings="2026-12-01 0123")
+    journal = SimpleNamespace(due=None)
     paid, again = (
-        Paid(one._settings, backend=one, caller=None, memo=None, journal=None, folder=None, free_replies=True)
+        Paid(one._settings, backend=one, caller=None, memo=None, journal=journal, folder=None, free_replies=True)
         for one in (backend, other)
     )
     assert paid._subject(OPERATOR, "s") == again._subject(OPERATOR, "s")

@@ -141,7 +141,7 @@ def test_a_spent_budget_forbids_the_first_attempt():
 def test_failed_attempts_spend_nothing():
     called = caller(Fake(retryable(), reply()))
     called.complete(request())
-    assert (called.budget.calls, called.budget.tokens, called.budget.usd) == (1, 15, 0.5)
+    assert (called.budget.run.calls, called.budget.run.tokens, called.budget.run.usd) == (1, 15, 0.5)
 
 
 NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import StoreError
+from engine.errors import StoreError, StoreFull
 from engine.memo import Memo, step_key
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,6 +83,41 @@ def test_a_damaged_step_is_named(memo, text):
     path.write_text(text)
     with pytest.raises(StoreError, match=step.key):
         memo.step("verdict", INPUTS, forbidden)
+
+
+def test_half_a_line_in_the_ledger_swallows_no_other(memo):
+    memo.step("verdict", INPUTS, lambda: (1, {}))
+    path = memo.root / "ledger.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    second = memo.step("verdict", {"a": 2}, lambda: (1, {}))
+    assert [json.loads(line)["key"] for line in path.read_text().splitlines()[1:]] == [second.key]
+
+
+def test_a_ledger_without_room_for_its_line_is_a_full_disk(memo, monkeypatch):
+    monkeypatch.setattr(os, "write", lambda descriptor, data: len(data) // 2)
+    with pytest.raises(StoreFull, match="No space left"):
+        memo.step("verdict", INPUTS, lambda: (1, {}))
+    monkeypatch.undo()
+    assert not memo.step("verdict", INPUTS, forbidden).ran, "the step itself was stored"
+
+
+def test_a_failed_write_leaves_nothing_beside_the_step(memo, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreFull):
+        memo.step("verdict", INPUTS, lambda: (1, {}))
+    assert [path for path in (memo.root / "verdict").rglob("*") if path.is_file()] == []
+
+
+def test_asking_for_a_step_is_seen_at_its_file(memo):
+    path = memo.path("verdict", memo.step("verdict", INPUTS, lambda: (1, {})).key)
+    os.utime(path, (1000, 1000))
+    memo.lookup("verdict", {"a": 2})
+    assert path.stat().st_mtime == 1000
+    memo.lookup("verdict", INPUTS)
+    assert path.stat().st_mtime > 1000
 
 
 def test_not_finite_numbers_survive(memo):

@@ -144,7 +144,9 @@ def test_curve_has_a_marker_per_candidate_and_a_line_through_the_best(by_task):
     root = ElementTree.fromstring(score_curve(by_task["alpha"]))
     circles, paths = root.findall(f"{SVG}circle"), root.findall(f"{SVG}path")
     assert len(circles) == 2
-    assert [p.get("stroke") for p in paths] == ["#1f5fa8", "#c0392b"]
+    whiskers = [p for p in paths if p.get("stroke-width") == "1.4"]
+    assert len(whiskers) == 1, "0.4 to 0.6 shows; 1.9 to 2.1 is no taller than the mark"
+    assert [p.get("class") for p in paths if p not in whiskers] == ["s-blue", "s-red"]
     better = [float(circle.get("cy")) for circle in circles]
     assert better[1] < better[0]
     words = " ".join(root.itertext())

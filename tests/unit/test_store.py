@@ -21,8 +21,8 @@ from engine.store.tables import TABLES
 from tests.support.synthetic_results import ESTIMATED, HIGH, LOW, write_results
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENT = (ROOT / "docs" / "sql.md").read_text(encoding="utf-8")
-QUERIES = re.findall(r"^## (.+?)$(?:(?!^## ).)*?```sql\n(.+?)```", DOCUMENT, re.MULTILINE | re.DOTALL)
+DOCUMENT = (ROOT / "docs" / "queries.sql").read_text(encoding="utf-8")
+QUERIES = re.findall(r"^-- (.+)\n((?:[^-].*\n)+?)(?=\n|\Z)", DOCUMENT, re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,13 @@ def test_an_empty_folder_gives_an_empty_database(tmp_path):
         "metric_wide",
         "stage_yield",
         "rule_audit",
+        "false_skips",
+        "failures",
+        "history",
+        "llm_usage",
+        "stage_cost",
         "cost",
+        "fast_p(1)",
     ):
         assert rows(tmp_path, f"FROM {view}") == []
 
@@ -149,18 +155,32 @@ def test_a_busy_database_is_left_alone(results):
             ingest(results, wait_s=0.1)
 
 
-def test_a_notebook_that_holds_the_database_is_named(results):
+def holding(results, read_only):
+    """A process that has the database open until its input is closed; it then says how many runs it sees."""
     code = (
-        "import duckdb, sys; connection = duckdb.connect(sys.argv[1], read_only=True); print('open', flush=True); "
-        "sys.stdin.read()"
+        "import duckdb, sys; db = duckdb.connect(sys.argv[1], read_only=sys.argv[2] == 'True');"
+        "print('open', flush=True);"
+        "sys.stdin.read(); print(db.execute('SELECT count(*) FROM runs').fetchone()[0])"
     )
-    command = [sys.executable, "-c", code, str(results / "results.duckdb")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as notebook:
-        assert notebook.stdout.readline() == b"open\n"
-        with pytest.raises(StoreError, match="is held open by another program"):
-            ingest(results)
-        assert len(rows(results, "FROM runs")) == 3
-        notebook.stdin.close()
+    command = [sys.executable, "-c", code, str(results / "results.duckdb"), str(read_only)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_reader_keeps_what_it_opened_and_holds_up_nobody(results):
+    with holding(results, read_only=True) as notebook:
+        assert notebook.stdout.readline() == "open\n"
+        shutil.rmtree(results / "runs" / LOW)
+        assert ingest(results).removed == 1
+        assert len(rows(results, "FROM runs")) == 2
+        assert notebook.communicate()[0] == "3\n"
+
+
+def test_a_program_that_writes_the_database_is_named(results):
+    with holding(results, read_only=False) as shell:
+        assert shell.stdout.readline() == "open\n"
+        with pytest.raises(StoreError, match="is held open for writing by another program"):
+            ingest(results, wait_s=0.1)
+        shell.communicate()
     assert ingest(results).unchanged == 3
 
 
@@ -196,6 +216,7 @@ def test_sweep(filled):
     expected = {"sweep_id": "sweep1", "job": 0, "overrides": "thresholds.small=0.2", "small": 0.2, "floor": 1.1}
     expected |= {"tasks": 2, "solved": 2, "score_kind": "measured", "tokens": 6000, "gpu_s": 4.5, "wall_s": 60.0}
     expected |= {"stages_run": 2, "stages_skipped": 1, "exits": 0, "outcome": "done", "run_id": LOW}
+    expected |= {"why": None, "found": False}
     assert low == {**expected, "geomean": pytest.approx(1.0), "usd": pytest.approx(0.05)}
     assert (high["small"], high["stages_run"], high["exits"], high["gpu_s"]) == (0.3, 1, 1, 1.0)
     assert high["geomean"] == pytest.approx(math.sqrt(0.5))
@@ -300,7 +321,8 @@ def test_export(filled, tmp_path, form):
 
 
 def test_the_document_has_its_queries():
-    assert len(QUERIES) == 12
+    assert len(QUERIES) >= 15
+    assert len(QUERIES) == DOCUMENT.count(";\n")
 
 
 @pytest.mark.parametrize(("title", "sql"), QUERIES, ids=[title for title, _ in QUERIES])

@@ -1,0 +1,140 @@
+"""Views of stages, rules and candidates: what each tried, found and cost."""
+
+from __future__ import annotations
+
+STAGE_YIELD = """
+WITH judged AS (
+    SELECT run_id, task_id, candidate_id, arg_max(status, seq) AS status FROM verdicts GROUP BY ALL),
+promoted AS (
+    SELECT DISTINCT run_id, task_id, stage, candidate_id FROM promotions WHERE promoted),
+tried AS (
+    SELECT c.run_id, c.task_id, c.stage, count(*) AS attempts, count(*) FILTER (j.status = 'correct') AS correct,
+           count(DISTINCT p.candidate_id) AS improved
+    FROM candidates c LEFT JOIN judged j USING (run_id, task_id, candidate_id)
+    LEFT JOIN promoted p USING (run_id, task_id, stage, candidate_id) GROUP BY ALL),
+asked AS (
+    SELECT run_id, task_id, stage, sum(input_tokens + output_tokens) AS tokens FROM llm_calls GROUP BY ALL),
+ended AS (
+    SELECT * FROM stages QUALIFY row_number() OVER (PARTITION BY run_id, task_id, stage ORDER BY seq DESC) = 1),
+keys AS (
+    SELECT run_id, task_id, stage FROM tried UNION SELECT run_id, task_id, stage FROM asked
+    UNION SELECT run_id, task_id, stage FROM ended)
+SELECT t.category, k.stage, coalesce(e.score_kind, t.score_kind) AS score_kind, count(*) AS plans,
+       count(*) FILTER (e.outcome = 'skipped') AS skipped, coalesce(sum(a.attempts), 0)::BIGINT AS attempts,
+       coalesce(sum(a.correct), 0)::BIGINT AS correct, coalesce(sum(a.improved), 0)::BIGINT AS improved,
+       median(e.stage_gain) FILTER (e.outcome IS DISTINCT FROM 'audited') AS median_gain,
+       coalesce(sum(q.tokens), 0)::BIGINT AS tokens
+FROM keys k JOIN tasks t USING (run_id, task_id) LEFT JOIN tried a USING (run_id, task_id, stage)
+LEFT JOIN asked q USING (run_id, task_id, stage) LEFT JOIN ended e USING (run_id, task_id, stage)
+GROUP BY ALL ORDER BY t.category, k.stage, score_kind
+"""
+
+RULE_AUDIT = """
+WITH own AS (
+    SELECT run_id, task_id, candidate_id, arg_min(value, seq) AS speedup
+    FROM ratios WHERE "over" = 'eager' GROUP BY ALL),
+audits AS (
+    SELECT s.run_id, s.task_id, s.stage, s.rule, s.score_kind, max(o.speedup) / s.speedup AS gain
+    FROM stages s JOIN candidates c USING (run_id, task_id, stage) LEFT JOIN own o USING (run_id, task_id, candidate_id)
+    WHERE s.outcome = 'audited' AND c.audit
+    GROUP BY s.run_id, s.task_id, s.stage, s.rule, s.score_kind, s.speedup),
+audited AS (
+    SELECT t.category, a.stage, a.rule, count(*) AS audits,
+           median(a.gain) FILTER (a.score_kind = 'measured') AS measured,
+           median(a.gain) FILTER (a.score_kind = 'unverified') AS unverified,
+           median(a.gain) FILTER (a.score_kind = 'estimated') AS estimated
+    FROM audits a JOIN tasks t USING (run_id, task_id) GROUP BY ALL)
+SELECT t.category, r.stage, r.kind, r.rule, count(*) AS evaluations, count(*) FILTER (r.outcome = 'true') AS "true",
+       count(*) FILTER (r.outcome = 'false') AS "false", count(*) FILTER (r.outcome = 'unknown') AS "unknown",
+       count(*) FILTER (r.fired) AS fired, count(*) FILTER (r.obeyed) AS obeyed,
+       coalesce(any_value(a.audits), 0) AS audits, any_value(a.measured) AS audited_gain_measured,
+       any_value(a.unverified) AS audited_gain_unverified, any_value(a.estimated) AS audited_gain_estimated
+FROM rules r JOIN tasks t USING (run_id, task_id)
+LEFT JOIN audited a ON a.category = t.category AND a.stage = r.stage AND a.rule = r.rule AND r.kind = 'skip'
+GROUP BY t.category, r.stage, r.kind, r.rule ORDER BY t.category, r.stage, r.kind, r.rule
+"""
+
+HEADROOM = """
+SELECT run_id, task_id, stage, candidate_id, score_kind, median_us, floor_us, median_us / floor_us AS headroom,
+       below_floor
+FROM timings WHERE who = 'candidate' AND floor_us > 0
+QUALIFY row_number() OVER (PARTITION BY run_id, task_id, stage, candidate_id, score_kind ORDER BY seq DESC) = 1
+ORDER BY run_id, task_id, headroom
+"""
+
+FALSE_SKIPS = """
+WITH ended AS (
+    SELECT run_id, task_id, stage, outcome, rule, best_id, score_kind, stage_gain FROM stages
+    QUALIFY row_number() OVER (PARTITION BY run_id, task_id, stage ORDER BY seq DESC) = 1),
+audits AS (SELECT * FROM ended WHERE outcome = 'audited'),
+involved AS (
+    SELECT run_id, task_id, candidate_id FROM candidates JOIN audits USING (run_id, task_id, stage) WHERE audit
+    UNION SELECT run_id, task_id, best_id FROM audits),
+scored AS (
+    SELECT run_id, task_id, candidate_id, arg_min(value, seq) AS value, arg_min(lo, seq) AS lo, arg_min(hi, seq) AS hi
+    FROM ratios JOIN involved USING (run_id, task_id, candidate_id) WHERE "over" = 'eager' GROUP BY ALL),
+audited AS (
+    SELECT a.run_id, a.task_id, a.stage, a.rule, a.score_kind, 'audited' AS evidence, a.best_id,
+           coalesce(bool_or(c.lo > b.hi), false) AS false_skip, coalesce(max(c.value / b.value), 1.0) AS gain
+    FROM audits a LEFT JOIN scored b ON b.run_id = a.run_id AND b.task_id = a.task_id AND b.candidate_id = a.best_id
+    LEFT JOIN (SELECT run_id, task_id, stage, candidate_id FROM candidates WHERE audit) d
+           ON d.run_id = a.run_id AND d.task_id = a.task_id AND d.stage = a.stage
+    LEFT JOIN scored c ON c.run_id = d.run_id AND c.task_id = d.task_id AND c.candidate_id = d.candidate_id
+    GROUP BY ALL),
+observed AS (
+    SELECT e.run_id, e.task_id, e.stage, r.rule, e.score_kind, 'observed' AS evidence, e.best_id,
+           e.stage_gain > 1 AS false_skip, e.stage_gain AS gain
+    FROM rules r JOIN ended e USING (run_id, task_id, stage)
+    WHERE r.kind = 'skip' AND r.fired AND NOT r.obeyed AND e.outcome IN ('done', 'exited')
+          AND e.stage_gain IS NOT NULL),
+found AS (
+    -- What a later run took from the memo is the same finding, not another one.
+    SELECT DISTINCT t.category, f.* EXCLUDE (run_id), t.task_hash, u.device
+    FROM (FROM audited UNION ALL FROM observed) f JOIN tasks t USING (run_id, task_id) JOIN runs u USING (run_id))
+SELECT category, stage, rule, score_kind, evidence, count(*) AS skips, count(*) FILTER (false_skip) AS false_skips,
+       false_skips / skips AS rate, wilson_lower(false_skips, skips) AS rate_lo,
+       wilson_upper(false_skips, skips) AS rate_hi, median(gain) AS median_gain, max(gain) AS max_gain
+FROM found GROUP BY category, stage, rule, score_kind, evidence
+ORDER BY category, stage, rule, score_kind, evidence
+"""
+
+FAILURES = """
+WITH judged AS (
+    SELECT c.run_id, c.task_id, c.category, c.stage, c.role, v.status AS kind, coalesce(v.reason, v.status) AS reason,
+           v.message
+    FROM (SELECT run_id, task_id, candidate_id, arg_max(status, seq) AS status, arg_max(reason, seq) AS reason,
+                 arg_max(message, seq) AS message
+          FROM verdicts WHERE status <> 'correct' GROUP BY ALL) v
+    JOIN candidates c USING (run_id, task_id, candidate_id)),
+unusable AS (
+    SELECT p.run_id, p.task_id, t.category, p.stage, p.role, p.kind, coalesce(p.problem, p.failure) AS reason, p.message
+    FROM llm_problems p JOIN tasks t USING (run_id, task_id) WHERE p.kind IN ('reply_unusable', 'llm_failed'))
+SELECT kind, reason, category, stage, role, count(*) AS n, count(DISTINCT task_id) AS tasks,
+       count(DISTINCT run_id) AS runs, min(message) AS example
+FROM (FROM judged UNION ALL FROM unusable) GROUP BY kind, reason, category, stage, role
+ORDER BY n DESC, kind, reason, category, stage, role
+"""
+
+HISTORY = """
+WITH judged AS (
+    SELECT run_id, task_id, candidate_id, arg_max(status, seq) AS status, arg_max(reason, seq) AS reason
+    FROM verdicts GROUP BY run_id, task_id, candidate_id),
+scored AS (
+    SELECT run_id, task_id, candidate_id, arg_min(value, seq) AS speedup, arg_min(lo, seq) AS speedup_lo,
+           arg_min(hi, seq) AS speedup_hi FROM ratios WHERE "over" = 'eager' GROUP BY run_id, task_id, candidate_id),
+timed AS (
+    SELECT run_id, task_id, candidate_id, arg_min(score_kind, seq) AS score_kind, arg_min(median_us, seq) AS median_us
+    FROM timings WHERE who = 'candidate' GROUP BY run_id, task_id, candidate_id),
+decided AS (
+    SELECT run_id, task_id, stage, candidate_id, arg_max(promoted, seq) AS promoted, arg_max(why, seq) AS why
+    FROM promotions GROUP BY run_id, task_id, stage, candidate_id)
+SELECT c.task_id, c.run_id, c.seq, c.t, c.category, c.stage, c.role, c.sample, c.attempt, c.audit, c.candidate_id,
+       c.parent_id, j.status, j.reason, m.score_kind, m.median_us, s.speedup, s.speedup_lo, s.speedup_hi,
+       coalesce(d.promoted, false) AS promoted, d.why,
+       last_value(CASE WHEN d.promoted THEN s.speedup END IGNORE NULLS) OVER (
+           PARTITION BY c.run_id, c.task_id ORDER BY c.seq ROWS UNBOUNDED PRECEDING) AS best_so_far
+FROM candidates c LEFT JOIN judged j USING (run_id, task_id, candidate_id)
+LEFT JOIN scored s USING (run_id, task_id, candidate_id) LEFT JOIN timed m USING (run_id, task_id, candidate_id)
+LEFT JOIN decided d USING (run_id, task_id, stage, candidate_id)
+ORDER BY c.task_id, c.run_id, c.seq
+"""

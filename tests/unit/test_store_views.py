@@ -1,0 +1,153 @@
+"""Views that judge rules and list what happened, and the page that describes all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.store import ingest, query
+from engine.store.describe import describe, meaning
+from engine.store.views import MACROS, TABLE_MACROS
+from engine.store.words import COLUMNS, MACRO_WORDS, RELATIONS
+from tests.support.synthetic_results import HIGH, LOW, Run, write_results
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    results = write_results(tmp_path_factory.mktemp("results"))
+    ingest(results)
+    return results
+
+
+def dicts(results, sql):
+    answer = query(results, sql)
+    return [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
+
+
+def audited(results, run_id, task, speedup, *, observed=None):
+    """A run whose one stage is skipped and audited: the best has 1.0, the audit found `speedup`. With `observed` the
+    rule fires and nobody obeys: the stage ends with that gain."""
+    run = Run(results, run_id, kind="measured", thresholds={})
+    run.start("cuda", "H200", None)
+    run.task(task, "flat")
+    run.draft(task, "seed", f"{task}-best", 1.0, category="flat")
+    run.rule(task, "tile", "skip", "at_floor", "true", {"headroom": 1.0}, obeyed=observed is None)
+    more = {"rule": "at_floor", "category": "flat"} if observed is None else {"category": "flat", "gain": observed}
+    run.draft(task, "tile", f"{task}-found", speedup, category="flat", audit=observed is None, promoted=False)
+    outcome = "audited" if observed is None else "done"
+    run.stage_end(task, "tile", outcome, best=f"{task}-best", speedup=1.0, **more)
+    run.task_end(task, "flat", "done", f"{task}-best", 1.0)
+    run.end(1, wall_s=1.0)
+
+
+def test_false_skips_need_an_interval_above_the_best(tmp_path):
+    """Intervals are ten per cent wide each way: 1.3 lies above the best, 1.1 does not; wrong code finds nothing."""
+    for number, (task, speedup) in enumerate([("clear", 1.3), ("near", 1.1), ("slow", 0.5), ("wrong", None)]):
+        audited(tmp_path, f"{number}" * 16, task, speedup)
+    ingest(tmp_path)
+    (row,) = dicts(tmp_path, "FROM false_skips")
+    assert (row["rule"], row["evidence"], row["skips"], row["false_skips"]) == ("at_floor", "audited", 4, 1)
+    assert row["rate"] == 0.25
+    assert (row["median_gain"], row["max_gain"]) == (pytest.approx(1.05), pytest.approx(1.3))
+
+
+def test_the_same_audit_of_several_runs_counts_once(tmp_path):
+    for number in range(3):
+        audited(tmp_path, f"{number}" * 16, "conv", 1.3)
+    ingest(tmp_path)
+    (row,) = dicts(tmp_path, "FROM false_skips")
+    assert (row["skips"], row["false_skips"]) == (1, 1)
+
+
+def test_observed_rules_are_evidence_of_their_own(tmp_path):
+    audited(tmp_path, "0" * 16, "conv", 1.3, observed=1.2)
+    audited(tmp_path, "1" * 16, "relu", 0.9, observed=1.0)
+    ingest(tmp_path)
+    (row,) = dicts(tmp_path, "FROM false_skips")
+    assert (row["evidence"], row["skips"], row["false_skips"], row["max_gain"]) == ("observed", 2, 1, 1.2)
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "lower", "upper"),
+    # R: prop.test(k, n, correct = FALSE)$conf.int
+    [(0, 10, 0.0, 0.2775328), (5, 10, 0.2365931, 0.7634069), (1, 1, 0.2065493, 1.0), (20, 100, 0.1333669, 0.2888292)],
+)
+def test_wilson(filled, k, n, lower, upper):
+    found = query(filled, f"SELECT wilson_lower({k}, {n}), wilson_upper({k}, {n})").rows[0]
+    assert found == pytest.approx((lower, upper), abs=1e-6)
+
+
+def test_wilson_of_nothing_is_unknown(filled):
+    assert query(filled, "SELECT wilson_lower(0, 0), wilson_upper(0, 0)").rows == ((None, None),)
+
+
+@pytest.mark.parametrize(("p", "shares"), [(0, [1.0, 1.0, 0.5]), (0.4, [1.0, 0.5, 0.5]), (8, [0.0, 0.0, 0.0])])
+def test_fast_p_counts_all_tasks(filled, p, shares):
+    assert [row["fast_p"] for row in dicts(filled, f"FROM fast_p({p}) ORDER BY run_id")] == shares
+
+
+def test_history_follows_the_best(filled):
+    found = dicts(filled, f"FROM history WHERE run_id = '{LOW}' AND task_id = 'conv' ORDER BY seq")
+    assert [(row["candidate_id"], row["status"], row["promoted"], row["best_so_far"]) for row in found] == [
+        ("c1", "rejected", False, None),
+        ("c2", "correct", True, 0.25),
+        ("c3", "correct", True, 0.5),
+        ("c4", "correct", False, 0.5),
+    ]
+    assert (found[3]["audit"], found[3]["speedup_lo"], found[0]["reason"]) == (
+        True,
+        pytest.approx(1.35),
+        "wrong_result",
+    )
+
+
+def test_failures_have_their_reason_and_an_example(filled):
+    found = {(row["kind"], row["reason"], row["category"]): row for row in dicts(filled, "FROM failures")}
+    wrong = found["rejected", "wrong_result", "windows"]
+    assert (wrong["n"], wrong["tasks"], wrong["runs"], wrong["example"]) == (2, 1, 2, "out[0] is 1, expected 2")
+    assert (found["llm_failed", "timeout", "flat"]["n"], found["llm_failed", "timeout", "flat"]["role"]) == (
+        1,
+        "repair",
+    )
+
+
+def test_llm_usage_has_calls_and_what_went_wrong(filled):
+    (seed,) = dicts(filled, f"FROM llm_usage WHERE run_id = '{LOW}' AND role = 'seed'")
+    assert (seed["calls"], seed["input_tokens"], seed["usd"], seed["retries"]) == (3, 3000, pytest.approx(0.03), 0)
+    (failed,) = dicts(filled, "FROM llm_usage WHERE failed > 0")
+    assert (failed["role"], failed["calls"], failed["model"], failed["provider"]) == ("repair", 0, "m", "replay")
+
+
+def test_stage_cost_is_model_and_judge(filled):
+    found = {
+        row["stage"]: row for row in dicts(filled, f"FROM stage_cost WHERE run_id = '{HIGH}' AND task_id = 'conv'")
+    }
+    seed = found["seed"]
+    assert (seed["calls"], seed["tokens"], seed["model_s"], seed["judge_s"], seed["gpu_s"]) == (2, 2400, 4.0, 3.0, 0.5)
+    assert (found[None]["calls"], found[None]["usd"], found[None]["judge_s"], found[None]["gpu_s"]) == (
+        0,
+        None,
+        2.0,
+        1.0,
+    )
+    costs = query(filled, "SELECT sum(tokens), (SELECT sum(tokens) FROM cost) FROM stage_cost").rows[0]
+    assert costs[0] == costs[1]
+
+
+def test_the_schema_is_described_as_it_is():
+    """Make it anew: python -m engine.results schema > docs/schema.md."""
+    assert (ROOT / "docs" / "schema.md").read_text(encoding="utf-8") == describe()
+
+
+def test_no_word_of_the_schema_is_left_over(filled):
+    sql = "SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal AND NOT starts_with(table_name, '_')"
+    columns = query(filled, sql).rows
+    relations = {relation for relation, _ in columns}
+    assert set(RELATIONS) == relations
+    used = {f"{relation}.{column}" for relation, column in columns} | {column for _, column in columns}
+    assert set(COLUMNS) <= used
+    assert set(MACRO_WORDS) == {*MACROS, *TABLE_MACROS}
+    assert meaning("sweep", "outcome") != meaning("runs", "outcome")
