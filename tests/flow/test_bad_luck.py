@@ -12,11 +12,13 @@ import pytest
 
 import engine.folder
 import engine.memo
+from engine.app import run_job
 from engine.errors import StoreError, StoreFull
 from engine.journal import Journal
 from engine.memo import Memo
 from engine.steps.verify import verify
 from engine.store import ingest, query
+from tests.flow import test_fresh
 from tests.flow.test_fresh import REPLIES, Slower, device, lab
 from tests.flow.test_runner import of
 
@@ -167,6 +169,16 @@ def test_a_second_process_on_a_run_is_refused_and_the_first_goes_on(lab):
     _, events, _ = lab.run(backend=Twice())
     assert of(events, "run_ended", outcome="done")
     assert [e["seq"] for e in events] == list(range(len(events)))
+
+
+def test_an_interrupted_run_leaves_its_files_its_table_and_its_rows(lab, monkeypatch, capsys):
+    monkeypatch.setattr(test_fresh, "execute", lambda settings, tree: run_job(settings, tree, None))
+    with pytest.raises(KeyboardInterrupt):
+        lab.run(backend=Slower(patience=6))
+    (folder,) = (lab.folder / "results/runs").iterdir()
+    assert json.loads((folder / "summary.json").read_text())["tasks"] == 1
+    assert "toy" in capsys.readouterr().out
+    assert query(lab.folder / "results", "SELECT count(*) FROM candidates").rows[0][0] > 0
 
 
 def test_a_damaged_step_names_its_file_and_is_done_again_without_it(lab):
