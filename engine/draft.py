@@ -44,7 +44,10 @@ class TaskState:
     seeded: list[Kernel] = field(default_factory=list)
     """Every kernel that was the best when the seeds had ended, in order."""
     found: dict[str, list[Kernel]] = field(default_factory=dict)
-    """The correct kernels of each stage that ran, in the order in which they were promoted or not."""
+    """The correct kernels of the seeds and of each stage that proposed, in the order in which they were promoted or
+    not."""
+    cut: set[str] = field(default_factory=set)
+    """Stages that a budget ended before all their drafts were made."""
     gain: float = 1.0
     """Of the running stage: the product of the paired ratios with which its kernels replaced the best."""
 
@@ -82,6 +85,9 @@ class Failure:
 
 class Drafter:
     """Makes drafts for one run; everything that costs goes through `paid`."""
+
+    undecided: type[EngineError] = EngineError
+    """What is raised where a `require` rule that must be known is not."""
 
     def __init__(
         self,
@@ -257,7 +263,7 @@ class Drafter:
         if verdict.status is not Status.CORRECT:
             reason = str(verdict.reason or verdict.status)
             return self._failed(state, plan, role, Failure(reason, verdict.message, source, name))
-        broken = self._violated(state, plan, name, source, verdict)
+        broken = self.violated(state, plan, name, source, verdict)
         if broken:
             return self._failed(state, plan, role, Failure(str(Reason.REQUIREMENT), broken, source, name))
         measurement = self.paid.timing(state.operator, Judged(source, verdict.trace))
@@ -296,8 +302,8 @@ class Drafter:
             stages=dict(verdict.stages),
         )
 
-    def _violated(self, state: TaskState, plan: Plan, name: str, source: str, verdict: Verdict) -> str | None:
-        """The `why` of the first `require` rule that does not hold, or None."""
+    def violated(self, state: TaskState, plan: Plan, name: str, source: str, verdict: Verdict) -> str | None:
+        """The `why` of the first `require` rule that does not hold, or None; raises `undecided`."""
         if plan.stage is None or not plan.stage.require:
             return None
         metrics: dict[str, Value | None] = dict(trace_metrics(verdict.trace, state.operator.facts))
@@ -313,7 +319,16 @@ class Drafter:
             evaluation = apply(key, "require", rule, expression, self.operands(state, metrics))
             broken = violates(evaluation)
             obeyed = broken and self.settings.search.rules == "obey"
-            note_rule(self.paid, state.task_id, plan.name, evaluation, fired=broken, obeyed=obeyed, candidate=name)
+            note_rule(
+                self.paid,
+                state.task_id,
+                plan.name,
+                evaluation,
+                fired=broken,
+                obeyed=obeyed,
+                candidate=name,
+                undecided=self.undecided,
+            )
             if obeyed and found is None:
                 found = f"The kernel is correct, but it breaks a requirement of this stage: {rule.why}\n"
                 found += f"Rule: {rule.when}. Found: {_facts_of(evaluation)}."
@@ -360,8 +375,9 @@ def note_rule(
     fired: bool,
     obeyed: bool,
     candidate: str | None,
+    undecided: type[EngineError] = EngineError,
 ) -> None:
-    """Journal one evaluation; a rule that must not be unknown raises EngineError when it is."""
+    """Journal one evaluation; a rule that must not be unknown raises `undecided` when it is."""
     paid.journal.write(
         "rule",
         task_id=task_id,
@@ -379,7 +395,7 @@ def note_rule(
     )
     if evaluation.failed and paid.settings.search.rules == "obey":
         absent = ", ".join(evaluation.missing)
-        raise EngineError(
+        raise undecided(
             f"rule '{evaluation.rule}' of stage '{stage}' cannot be decided: no value for {absent}",
             hint="the rule says on_missing: fail; provide the metric, or declare ignore or fire",
         )

@@ -185,6 +185,7 @@ def expected(settings: Settings, task: Forecast, history: History) -> Expected:
         if stage.least:
             drafts = stages[stage.name].budget.candidates
             least.update({"optimise": drafts, **({"strategy": drafts} if settings.search.strategy else {})})
+    most = +most
     known = {role: history.roles[role] for role in most if role in history.roles}
     if most.keys() - known.keys():
         return Expected(None, None, None, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
@@ -42,12 +43,18 @@ def read_history(results: Path, model: str) -> History:
     """Everything that the journals and the ledger below `results` say of calls of `model` and of judge steps."""
     roles: dict[str, list[Json]] = defaultdict(list)
     calls: dict[tuple[str, str], int] = defaultdict(int)
+    given: set[str | None] = set()
     for path in sorted((results / "runs").glob("*/events.jsonl")):
         for event in _objects(path, CALL):
             # Providers answer with a dated name of the model that was asked for, or without its prefix.
-            if _tail(event["model"]).startswith(_tail(model)):
+            if re.fullmatch(rf"{re.escape(_tail(model))}([-@]\d[\d-]*)?", _tail(event["model"])) is None:
+                continue
+            calls[event["run_id"], event["task_id"]] += 1
+            # A reply that other runs found again was given once.
+            step = event.get("step")
+            if step is None or step not in given:
+                given.add(step)
                 roles[event["role"]].append(event)
-                calls[event["run_id"], event["task_id"]] += 1
     kinds: dict[str, list[float]] = defaultdict(list)
     for entry in _objects(results / "steps" / "ledger.jsonl", b'"wall_s"'):
         if entry["kind"] in JUDGE_KINDS:

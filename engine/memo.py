@@ -101,7 +101,7 @@ class Memo:
         path = self.path(kind, key)
         try:
             # Another user's folder may be readable only; its owner's pruning is then not ours to hold up.
-            with contextlib.suppress(PermissionError):
+            with contextlib.suppress(OSError):
                 os.utime(path)
             tree = json.loads(path.read_bytes())
             if tree["v"] != VERSION or tree["kind"] != kind:

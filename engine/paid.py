@@ -56,7 +56,7 @@ def candidate_id(operator: Operator, source: str) -> str:
 class Paid:
     """Performs paid steps for one run. `free_replies`: replies are recorded and need no memo. `replies`: the
     addresses of replies that stay, by slot, while this run measures afresh. `own`: what this run paid for before it was
-    interrupted, which counts in its budget again."""
+    interrupted, which counts in its budget once more; a step that has been counted is taken out."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Paid:
         folder: RunFolder,
         free_replies: bool,
         replies: Mapping[str, str] = MappingProxyType({}),
-        own: Mapping[str, Json] = MappingProxyType({}),
+        own: dict[str, Json] | None = None,
     ) -> None:
         self.settings = settings
         self.backend = backend
@@ -79,7 +79,7 @@ class Paid:
         self.folder = folder
         self.free_replies = free_replies
         self.replies = replies
-        self.own = own
+        self.own = {} if own is None else own
         self.answered: dict[str, Reply | LlmError] = {}
         self._encoded: dict[str, Json] = {}
         journal.due = False
@@ -151,7 +151,7 @@ class Paid:
         step = kept or self.memo.step("reply", inputs, call)
         self.journal.due = self.journal.due or step.ran
         reply: Reply = self._decoded("reply", step, Reply)
-        if not step.ran and step.key in self.own:
+        if not step.ran and self._charged_now(step):
             self.caller.budget.spend(reply.usage)
         if kept is not None:
             asked = decode(tuple[Message, ...], kept.inputs["messages"], "stored request")
@@ -278,9 +278,13 @@ class Paid:
 
         step = self.memo.step(kind, inputs, allowed)
         self.journal.due = self.journal.due or step.ran
-        if step.ran or step.key in self.own:
+        if step.ran or self._charged_now(step):
             budget.spend_gpu(step.cost["wall_s"])
         return step
+
+    def _charged_now(self, step: Step) -> bool:
+        """Whether this run paid for a found step before it was interrupted; true once, however often it is found."""
+        return self.own.pop(step.key, None) is not None
 
     def _decoded(self, kind: str, step: Step, record: Any) -> Any:
         try:

@@ -15,19 +15,24 @@ from typing import Literal
 
 from engine.canonical import Json
 from engine.draft import Drafter, Plan, TaskState
-from engine.errors import LlmError
+from engine.errors import BudgetSpent, EngineError, LlmError
 from engine.folder import RunFolder
 from engine.journal import Journal
 from engine.kernel import Kernel
 from engine.paid import Paid
 from engine.prompts import MetricRow
 from engine.records import Reply, Request
-from engine.rules import Value, apply
+from engine.rules import Node, Value, apply
 from engine.settings import Rule, Stage
 from engine.stage import StageRunner
+from engine.vocabulary import THRESHOLD_PREFIX
 
 Chance = Literal["no", "maybe", "yes"]
-EXTREME = 1e308
+EXTREME = 1e300
+"""Beyond every score, fact and metric; sums of it stay finite, or a rule would be unknown."""
+
+_TURNS_ONCE = frozenset({"and", "or", "not", "neg", "+", "-", "<", "<=", ">", ">=", "min", "max"})
+"""Operations that only rise or only fall as one operand grows, and are finite at its extremes."""
 
 
 class _Unwritten(Journal):
@@ -82,6 +87,22 @@ class _Beside(Paid):
         return known
 
 
+class _Undecided(EngineError):
+    """A rule that must be known is not."""
+
+
+class _Obedient(Drafter):
+    """A draft under a rule that must be known and is not is lost to the other paths; it ends nothing."""
+
+    undecided = _Undecided
+
+    def draft(self, state: TaskState, plan: Plan, sample: int) -> Kernel | None:
+        try:
+            return super().draft(state, plan, sample)
+        except _Undecided:
+            return None
+
+
 @dataclass(frozen=True, slots=True)
 class _Place:
     """The number of the next stage and the kernels that have been best, in order."""
@@ -101,7 +122,7 @@ class Paths:
         drafter = stages.drafter
         self.paid = _Beside(stages.paid)
         self.runner = StageRunner(
-            Drafter(self.paid.settings, self.paid, drafter.prompts, drafter.expressions), self.paid.folder
+            _Obedient(self.paid.settings, self.paid, drafter.prompts, drafter.expressions), self.paid.folder
         )
         self.state = state
         self._drafts: dict[str, list[Kernel]] = {}
@@ -124,11 +145,16 @@ class Paths:
     def _next(self, place: _Place, name: str, stage: Stage) -> list[_Place]:
         state = self._at(place.bests)
         skipped = _Place(place.stage + 1, place.bests)
-        found = self._chance(state, self.runner.split(stage.skip_when, with_metrics=False), "skip", {})
+        if name not in self.state.found:
+            # A budget forbade all of it.
+            return [skipped]
+        operands = self.runner.drafter.operands
+        found = self._chance(self.runner.split(stage.skip_when, with_metrics=False), "skip", operands(state, {}))
         if found == "yes":
             return [skipped]
         metrics, rows = self.runner.profile(state, name, stage, place.bests[-1])
-        measured = self._chance(state, self.runner.split(stage.skip_when, with_metrics=True), "skip", metrics)
+        rules = self.runner.split(stage.skip_when, with_metrics=True)
+        measured = self._chance(rules, "skip", operands(state, metrics))
         if measured == "yes":
             return [skipped]
         ways = [skipped] if "maybe" in (found, measured) else []
@@ -137,11 +163,13 @@ class Paths:
         after.gain = 1.0
         for number, kernel in enumerate(drafts, start=1):
             promoted = self.runner.promote(after, name, kernel, audit=False)
-            if stage.sequential and promoted and number < len(drafts):
+            # Which sample wrote the last kernel is not known: one after it may have failed.
+            if stage.sequential and promoted and number < stage.budget.candidates:
                 self.runner.profile(after, name, stage, kernel)
         bests = tuple(after.bests)
-        extra = {"stage_gain": after.gain, "failures": float(stage.budget.candidates - len(drafts))}
-        ending = self._chance(after, stage.exit_when, "exit", {**metrics, **extra})
+        failures = None if name in self.state.cut else stage.budget.candidates - len(drafts)
+        ended = self.runner.ended(after, failures)
+        ending = self._chance(stage.exit_when, "exit", operands(after, metrics, ended))
         if ending != "no":
             self._confirm(bests)
         return ways if ending == "yes" else [*ways, _Place(place.stage + 1, bests)]
@@ -161,15 +189,34 @@ class Paths:
         )
 
     def _drafted(self, state: TaskState, name: str, stage: Stage, rows: tuple[MetricRow, ...]) -> list[Kernel]:
-        """The kernels that the replies of the stage's slots lead to where its requirements are obeyed."""
+        """The kernels that the replies of the stage's slots lead to where its requirements are obeyed. Of a stage that
+        a budget cut those that it had found: no reply is asked for there."""
         if name not in self._drafts:
-            if name in self.state.found and not stage.require:
-                self._drafts[name] = self.state.found[name]
+            plan = Plan(name, stage, rows, stage.budget.repairs, stage.budget.candidates, audit=False, known=0)
+            if name in self.state.cut or not stage.require:
+                self._drafts[name] = [kernel for kernel in self.state.found[name] if self._holds(state, plan, kernel)]
             else:
-                plan = Plan(name, stage, rows, stage.budget.repairs, stage.budget.candidates, audit=False, known=0)
-                self._drafts[name] = self.runner.drafts(state, plan)
+                self._drafts[name] = self._obeyed(state, plan)
                 self.state.roles.update(state.roles)
         return self._drafts[name]
+
+    def _obeyed(self, state: TaskState, plan: Plan) -> list[Kernel]:
+        try:
+            with self.paid.caller.budget.stage(plan.name):
+                return self.runner.drafts(state, plan)
+        except BudgetSpent as spent:
+            if spent.level != "stage":
+                raise
+            self.state.cut.add(plan.name)
+            return state.found[plan.name]
+
+    def _holds(self, state: TaskState, plan: Plan, kernel: Kernel) -> bool:
+        """Whether the kernel meets the requirements of its stage."""
+        drafter = self.runner.drafter
+        try:
+            return drafter.violated(state, plan, kernel.candidate_id, kernel.source, kernel.verdict) is None
+        except _Undecided:
+            return False
 
     def _confirm(self, bests: tuple[Kernel, ...]) -> None:
         if not self.paid.settings.judge.confirm.enabled:
@@ -180,20 +227,31 @@ class Paths:
 
     def _chance(
         self,
-        state: TaskState,
         rules: Mapping[str, Rule],
         kind: Literal["skip", "exit"],
-        metrics: Mapping[str, Value | None],
+        operands: Mapping[str, Value | None],
     ) -> Chance:
-        """Whether some of the rules fires: at whatever thresholds, at some, at none."""
-        operands = self.runner.drafter.operands(state, metrics, metrics)
+        """Whether some of the rules fires: at whatever thresholds, at some, at none. A rule that may turn more than
+        once as a threshold grows may fire."""
         found: set[Chance] = {"no"}
         for key, rule in rules.items():
             expression = self.runner.drafter.expressions[rule.when]
-            swept = sorted(name for name in expression.names if name.startswith("thresholds."))
-            fired = {
-                apply(key, kind, rule, expression, {**operands, **dict(zip(swept, values, strict=True))}).fired
+            uses = _uses(expression.root)
+            swept = sorted({name for name, _ in uses})
+            made = [
+                apply(key, kind, rule, expression, {**operands, **dict(zip(swept, values, strict=True))})
                 for values in itertools.product((-EXTREME, EXTREME), repeat=len(swept))
-            }
-            found.add("maybe" if len(fired) == 2 else "yes" if fired == {True} else "no")
+            ]
+            fired = {evaluation.fired for evaluation in made}
+            once = len(swept) == len(uses) and all(plain for _, plain in uses)
+            decided = len(fired) == 1 and (once or bool(made[0].missing))
+            found.add("maybe" if not decided else "yes" if fired == {True} else "no")
         return "yes" if "yes" in found else "maybe" if "maybe" in found else "no"
+
+
+def _uses(node: Node) -> list[tuple[str, bool]]:
+    """Each use of a threshold, and whether only operations of `_TURNS_ONCE` lie between it and the rule's value."""
+    if node.op == "name":
+        name = str(node.value)
+        return [(name, True)] if name.startswith(THRESHOLD_PREFIX) else []
+    return [(name, plain and node.op in _TURNS_ONCE) for arg in node.args for name, plain in _uses(arg)]

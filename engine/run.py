@@ -30,7 +30,7 @@ from engine.forecast import Forecast, forecast
 from engine.journal import Journal, read_events
 from engine.llm import open_llm
 from engine.llm.caller import Budget, Caller
-from engine.llm.quote import quotes
+from engine.llm.quote import FREE, quotes
 from engine.llm.seam import Llm
 from engine.memo import Memo
 from engine.paid import Paid
@@ -120,7 +120,8 @@ def _execute(settings: Settings, tree: Json, sweep: SweepJob | None, listeners: 
         with _backend(settings, results / "scratch" / run_id) as backend:
             _announce(journal, settings, tree, backend)
             started = time.monotonic()
-            replies = replies_of(results, (remembered_identity(tree), run_id)) if settings.search.fresh else {}
+            earlier = (remembered_identity(tree), run_id) if settings.search.fresh else ()
+            replies = replies_of(results, earlier, {task.task_id: task.task_hash for task in tasks})
             runner = _runner(settings, llm, backend, memo, journal, folder, replies)
             _run_tasks(runner, operators, outcome)
         _close(journal, outcome, len(operators), time.monotonic() - started, listeners)
@@ -153,12 +154,14 @@ def _representatives(settings: Settings) -> tuple[str, ...]:
 
 
 def _finished(path: Path, tasks: tuple[Task, ...]) -> bool:
-    """Whether the journal has this run's end, of the very tasks that the files hold now: an edited one runs again."""
+    """Whether the journal ends with this run's end, of the very tasks that the files hold now: an edited one runs
+    again, and the end of what was before it is not its own."""
     if not path.exists():
         return False
     events = read_events(path)
     started = {e["task_id"]: e["task_hash"] for e in events if e["kind"] == "task_started"}
-    ended = any(e["kind"] == "run_ended" and e["outcome"] in ("done", "budget") for e in events)
+    marks = [e for e in events if e["kind"] in ("task_started", "run_ended")]
+    ended = bool(marks) and marks[-1]["kind"] == "run_ended" and marks[-1]["outcome"] in ("done", "budget")
     return ended and all(started.get(task.task_id) == task.task_hash for task in tasks)
 
 
@@ -184,13 +187,19 @@ def _described(tasks: tuple[Task, ...], memo: Memo, scratch: Path) -> tuple[Oper
     return tuple(operators)
 
 
-def replies_of(results: Path, runs: Sequence[str]) -> dict[str, str]:
-    """Slot -> address of the reply step that these runs used there; a later run goes before an earlier one."""
+def replies_of(results: Path, runs: Sequence[str], tasks: Mapping[str, str]) -> dict[str, str]:
+    """Slot -> address of the reply step that these runs used there; a later run goes before an earlier one. `tasks`: id
+    to hash; what was asked for another text of a task is left out."""
     found: dict[str, str] = {}
+    asked: dict[str, str] = {}
     for run_id in runs:
         path = results / "runs" / run_id / "events.jsonl"
         for event in read_events(path) if path.exists() else ():
-            if event["kind"] == "llm_call" and event.get("step") is not None:
+            if event["kind"] == "task_started":
+                asked[event["task_id"]] = event["task_hash"]
+            elif event["kind"] == "llm_call" and event.get("step") is not None:
+                if asked[event["task_id"]] != tasks.get(event["task_id"]):
+                    continue
                 names = ("task_id", "category", "stage", "role", "attempt", "sample")
                 found[decode(Slot, {name: event[name] for name in names}, str(path)).path()] = event["step"]
     return found
@@ -237,7 +246,8 @@ def _runner(
     free = settings.llm.provider == "replay"
     budget = Budget(settings.search.budget)
     priced = settings.search.budget.usd is not None
-    caller = Caller(llm, settings.llm.retry, budget, quote=quotes(settings.llm, priced=priced))
+    quote = quotes(settings.llm, priced=priced)
+    caller = Caller(llm, settings.llm.retry, budget, quote=quote, free=settings.llm.provider in FREE)
     paid = Paid(
         settings,
         backend=backend,

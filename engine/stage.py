@@ -83,12 +83,15 @@ class StageRunner:
             del state.history[tried:]
             end = StageEnd("audited", end.why, end.rule, exit=False)
         else:
-            counts = self._comparable(state.best)
-            failed = None if failures is None else float(failures)
-            extra = {"stage_gain": gain if counts else None, "failures": failed}
-            end = self._exit(state, name, stage, metrics, extra) or StageEnd("done", cut, None, exit=False)
+            fired = self._exit(state, name, stage, metrics, self.ended(state, failures))
+            end = fired or StageEnd("done", cut, None, exit=False)
         self._note_end(state, name, end, gain=gain, failures=failures, candidates=candidates)
         return end
+
+    def ended(self, state: TaskState, failures: int | None) -> dict[str, Value | None]:
+        """The scores of the stage that just ended, which only exit rules know; failures None where it was cut."""
+        gain = _gain(state) if self._comparable(state.best) else None
+        return {"stage_gain": gain, "failures": None if failures is None else float(failures)}
 
     def split(self, rules: Mapping[str, Rule], *, with_metrics: bool) -> dict[str, Rule]:
         """The rules that read a metric, or those that read none."""
@@ -209,6 +212,7 @@ class StageRunner:
         try:
             return *self._propose(state, name, stage, rows, audit=audit), ""
         except BudgetSpent as spent:
+            state.cut.add(name)
             if spent.level != "stage":
                 raise
             return _gain(state), None, str(spent)
@@ -223,7 +227,6 @@ class StageRunner:
         state.gain = 1.0
         if not stage.sequential:
             found = self.drafts(state, plan)
-            state.found[name] = found
             for kernel in found:
                 self.promote(state, name, kernel, audit=audit)
             return _gain(state), count - len(found)
@@ -241,10 +244,11 @@ class StageRunner:
         return _gain(state), failures
 
     def drafts(self, state: TaskState, plan: Plan) -> list[Kernel]:
-        """All drafts of one plan from the same parent: the correct ones. Where a reply is awaited the others' prompts
-        go out all the same, and AwaitingReply is raised at the end; on any other interruption what was found is
-        promoted first, so that no kernel is lost."""
+        """All drafts of one plan from the same parent: the correct ones, also in `state.found`. Where a reply is
+        awaited the others' prompts go out all the same, and AwaitingReply is raised at the end; on any other
+        interruption what was found is promoted first, so that no kernel is lost."""
         found: list[Kernel] = []
+        state.found[plan.name] = found
         awaiting: AwaitingReply | None = None
         try:
             for sample in range(plan.samples):

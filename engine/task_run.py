@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from engine.codec import encode
 from engine.confirm import confirm_best
 from engine.draft import SEED, Plan, TaskState
-from engine.errors import BudgetSpent
+from engine.errors import AwaitingReply, BudgetSpent, EngineError, LlmRefused, MissingError, StoreFull
 from engine.paths import Paths
 from engine.records import Operator
 from engine.stage import StageRunner
@@ -66,19 +66,29 @@ class TaskRunner:
         except BudgetSpent as error:
             spent = error
             outcome, why = "budget", f"{error}; the best kernel is not confirmed"
-        spent = spent or self._other_paths(state)
         if state.confirmed is False:
             outcome, why = "unsolved", f"{why}; every kernel was refused when it was judged again"
+        missing = self._other_paths(state) if spent is None else None
+        if missing is not None:
+            why = f"{why}; other paths not all made: {_told(missing)}"
+        # Once: a continued run does not repeat an event, so that of two ends the wrong one could stay the last.
         self.end(state, outcome, why)
-        return spent
+        return spent or (missing if isinstance(missing, BudgetSpent) else None)
 
-    def _other_paths(self, state: TaskState) -> BudgetSpent | None:
+    def _other_paths(self, state: TaskState) -> Exception | None:
+        """What kept the other paths from being made, if anything: the task's own result stands whatever breaks there.
+        Raises what concerns the whole run."""
         search = self.settings.search
-        if search.rules == "observe" and search.every_path:
-            try:
-                Paths(self.stages, state).walk()
-            except BudgetSpent as error:
-                return error
+        if search.rules != "observe" or not search.every_path:
+            return None
+        try:
+            Paths(self.stages, state).walk()
+        except BudgetSpent as error:
+            return error
+        except (AwaitingReply, LlmRefused, MissingError, StoreFull):
+            raise
+        except (EngineError, RuntimeError) as error:  # torch tells of a broken device by RuntimeError
+            return error
         return None
 
     def _plan(self, state: TaskState) -> tuple[str, str]:
@@ -147,3 +157,9 @@ class TaskRunner:
             score_kind=view.score_kind.value if view.score_kind else None,
             confirmed=state.confirmed,
         )
+
+
+def _told(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    message = lines[-1] if lines else ""
+    return message if isinstance(error, BudgetSpent) else f"{type(error).__name__}: {message}"

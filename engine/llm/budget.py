@@ -108,6 +108,7 @@ class Budget:
         """Before a judge step; BudgetSpent as `check`."""
         for account in self._open:
             _check(account, "gpu_s", account.gpu_s, account.limits.gpu_s, "{:.1f} s", 0)
+            _check(account, "wall_s", self.clock() - account.started, account.limits.wall_s, "{:.1f} s", 0)
 
 
 def _setting(account: Account) -> str:

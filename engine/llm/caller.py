@@ -33,12 +33,15 @@ class Caller:
         sleep: Callable[[float], None] = time.sleep,
         seed: int | None = None,
         quote: Quote | None = None,
+        free: bool = False,
     ) -> None:
         self.llm = llm
         self.retry = retry
         self.budget = budget
         self.sleep = sleep
         self.quote = quote
+        self.free = free
+        """Replies are found, not bought: what they cost when they were recorded is not charged again."""
         self._random = random.Random(seed)
 
     def complete(self, request: Request) -> Reply:
@@ -52,7 +55,7 @@ class Caller:
             except LlmRetryable as error:
                 self._wait(error, attempt, request)
             else:
-                self.budget.spend(reply.usage)
+                self.budget.spend(replace(reply.usage, cost_usd=0.0) if self.free else reply.usage)
                 return replace(reply, attempts=reply.attempts + attempt - 1)
         raise AssertionError("unreachable: the last attempt returns or raises")
 

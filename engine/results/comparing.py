@@ -56,7 +56,7 @@ def as_text(compared: Comparison) -> str:
         *_listed("left out, kinds of score differ", compared.kinds_differ),
         *compared.remarks,
     ]
-    return "\n".join(parts) + "".join(f"{line}\n" for line in told)
+    return "\n".join(parts) + "".join(f"{text.plain(line)}\n" for line in told)
 
 
 def _costs(a: Spent, b: Spent) -> tuple[float | None, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from engine.codec import encode
 from engine.results import text
 from engine.store import Answer, Replay
-from engine.store.whatif import Total
+from engine.store.whatif import Saved, Total
 
 _DECISIONS = (
     *("run_id", "task_id", "category", "stage", "kind", "recorded", "now", "effect"),
@@ -20,11 +20,12 @@ _TOTALS = (
 )
 
 
-def _decisions(replay: Replay) -> Answer:
+def _decisions(replay: Replay, unpriced: str | None = None) -> Answer:
+    """`unpriced`: what stands for dollars of which a price is not known."""
     rows = []
     for made in replay.decisions:
         kept = made.saved
-        priced = (kept.stages, kept.tokens, kept.usd, kept.seconds, kept.gpu_s) if kept else (None,) * 5
+        priced = (kept.stages, kept.tokens, _usd(kept, unpriced), kept.seconds, kept.gpu_s) if kept else (None,) * 5
         where = (made.run_id, made.task_id, made.category, made.stage, made.kind, made.recorded, made.now, made.effect)
         rows.append((*where, *priced, made.gain_lost, made.score_kind))
     return Answer(_DECISIONS, tuple(rows))
@@ -32,15 +33,24 @@ def _decisions(replay: Replay) -> Answer:
 
 def _total(total: Total) -> tuple[object, ...]:
     counts = (total.plans, total.evaluations, total.unknown, total.skips, total.ends, total.open)
-    kept = (total.saved.tokens, total.spent.tokens, total.saved.usd, total.saved.seconds, total.saved.gpu_s)
+    usd = _usd(total.saved, text.UNKNOWN)
+    kept = (total.saved.tokens, total.spent.tokens, usd, total.saved.seconds, total.saved.gpu_s)
     return (total.score_kind, *counts, *kept, total.worse, total.gain_lost)
+
+
+def _usd(saved: Saved, unpriced: str | None) -> float | str | None:
+    return unpriced if saved.usd is None else saved.usd
 
 
 def _as_table(replay: Replay) -> str:
     head = f"rule {replay.rule} as: {replay.expression}\n\n"
     totals = Answer(_TOTALS, tuple(_total(total) for total in replay.totals))
     last = "saved: tokens (of what stages took), usd, seconds, gpu_s; gain_lost: geometric mean over plans, 1 is none\n"
-    changed = text.table(_decisions(replay)) if replay.decisions else "nothing would be decided otherwise\n"
+    if any(total.saved.usd is None for total in replay.totals):
+        last += f"{text.UNKNOWN}: a call has no known price\n"
+    changed = (
+        text.table(_decisions(replay, text.UNKNOWN)) if replay.decisions else "nothing would be decided otherwise\n"
+    )
     return f"{head}{changed}\n{text.table(totals)}{last}"
 
 

@@ -5,22 +5,35 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Mapping
 
 from engine.store import Answer
 
+UNKNOWN = "?"
+"""A number that nobody knows, in a table; it stands with the numbers to the right."""
+# A terminal obeys CSI and OSC sequences and single control characters.
+_CONTROL = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x1f\x7f-\x9f]")
+
+
+def plain(value: str) -> str:
+    """One line without what a terminal would obey."""
+    return _CONTROL.sub("", " ".join(value.split()))
+
 
 def table(answer: Answer) -> str:
-    """Aligned columns; NULL is empty, numbers are to the right, line breaks inside a value become spaces."""
+    """Aligned columns; NULL is empty, numbers are to the right, line breaks inside a value become spaces, control
+    sequences are left out."""
     if not answer.columns:
         return "done\n"
     cells = [[_cell(value) for value in row] for row in answer.rows]
     numeric = [
-        all(isinstance(row[i], (int, float)) or row[i] is None for row in answer.rows) and bool(answer.rows)
+        all(isinstance(row[i], (int, float)) or row[i] in (None, UNKNOWN) for row in answer.rows) and bool(answer.rows)
         for i in range(len(answer.columns))
     ]
-    widths = [max(len(row[i]) for row in [list(answer.columns), *cells]) for i in range(len(answer.columns))]
-    lines = [_line(list(answer.columns), widths, numeric), "  ".join("-" * width for width in widths)]
+    head = [plain(column) for column in answer.columns]
+    widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
+    lines = [_line(head, widths, numeric), "  ".join("-" * width for width in widths)]
     lines += [_line(row, widths, numeric) for row in cells]
     count = "1 row" if len(cells) == 1 else f"{len(cells)} rows"
     return "\n".join(lines) + f"\n({count})\n"
@@ -49,7 +62,7 @@ def _cell(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return " ".join(str(value).split())
+    return plain(str(value))
 
 
 def _line(row: list[str], widths: list[int], numeric: list[bool]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from engine.store.database import Connection
 from engine.store.query import reader
 from engine.store.selection import Selection, select
-from engine.store.statistics import bootstrap_geomean, geometric_mean
+from engine.store.statistics import bootstrap_geomean, geometric_mean, known_sum
 from engine.store.views import literal
 
 
@@ -26,7 +26,8 @@ class Score:
 @dataclass(frozen=True, slots=True)
 class Spent:
     """What one task, or a group of tasks, took as if nothing had been in the memo: the mean over a side's runs.
-    `wall_s` is the time of model and judge; `gpu_s` what judging held a GPU. `usd` is None where no price is known."""
+    `wall_s` is the time of model and judge; `gpu_s` what judging held a GPU. `usd` is the mean
+    over the runs whose calls all have a known price; None where there is none, of a group where any task has none."""
 
     tokens: float
     usd: float | None
@@ -87,12 +88,13 @@ class Comparison:
 
 _TASKS = """
 WITH spent AS (
-    SELECT run_id, task_id, sum(tokens) AS tokens, sum(usd) AS usd, sum(gpu_s) AS gpu_s,
-           sum(model_s) + sum(judge_s) AS wall_s FROM stage_cost GROUP BY run_id, task_id)
+    SELECT run_id, task_id, sum(tokens) AS tokens, coalesce(sum(usd), 0) AS usd, sum(unpriced) AS unpriced,
+           sum(gpu_s) AS gpu_s, sum(model_s) + sum(judge_s) AS wall_s FROM stage_cost GROUP BY run_id, task_id)
 SELECT t.task_id, any_value(t.category), array_agg(DISTINCT t.task_hash ORDER BY t.task_hash), t.score_kind,
        exp(avg(ln(t.speedup))), exp(avg(ln(coalesce(t.speedup_lo, t.speedup)))),
        exp(avg(ln(coalesce(t.speedup_hi, t.speedup)))), count(*) AS runs, coalesce(sum(s.tokens), 0)::DOUBLE,
-       sum(s.usd), coalesce(sum(s.gpu_s), 0), coalesce(sum(s.wall_s), 0)
+       coalesce(sum(s.usd) FILTER (s.unpriced = 0), 0), coalesce(sum(s.gpu_s), 0), coalesce(sum(s.wall_s), 0),
+       count(*) FILTER (coalesce(s.unpriced, 0) = 0) AS priced
 FROM (SELECT run_id, task_id, category, task_hash,
              CASE WHEN best_id IS NOT NULL AND speedup > 0 THEN score_kind END AS score_kind,
              CASE WHEN best_id IS NOT NULL AND speedup > 0 THEN speedup END AS speedup, speedup_lo, speedup_hi
@@ -144,9 +146,10 @@ def _sides(connection: Connection, chosen: Selection) -> dict[str, _Side]:
     for task, of_task in itertools.groupby(rows, key=lambda row: row[0]):
         mine = list(of_task)
         count = sum(row[7] for row in mine)
-        priced = [row[9] for row in mine if row[9] is not None]
+        priced = sum(row[12] for row in mine)
         totals = [sum(row[column] for row in mine) / count for column in (8, 10, 11)]
-        cost = Spent(totals[0], sum(priced) / count if priced else None, totals[1], totals[2])
+        usd = sum(row[9] for row in mine) / priced if priced else None
+        cost = Spent(totals[0], usd, totals[1], totals[2])
         scores = {row[3]: Score(*row[4:7]) for row in mine if row[3] is not None}
         sides[task] = _Side(mine[0][1], frozenset(mark for row in mine for mark in row[2]), scores, cost)
     return sides
@@ -206,9 +209,8 @@ def _group(category: str, kind: str | None, pairs: list[Pair]) -> Group:
 
 def _sum(costs: Iterable[Spent]) -> Spent:
     found = list(costs)
-    priced = [cost.usd for cost in found if cost.usd is not None]
     tokens, gpu_s, wall_s = (sum(getattr(cost, name) for cost in found) for name in ("tokens", "gpu_s", "wall_s"))
-    return Spent(tokens, sum(priced) if priced else None, gpu_s, wall_s)
+    return Spent(tokens, known_sum(cost.usd for cost in found), gpu_s, wall_s)
 
 
 def _remarks(connection: Connection, a: Selection, b: Selection) -> tuple[str, ...]:
@@ -218,7 +220,7 @@ def _remarks(connection: Connection, a: Selection, b: Selection) -> tuple[str, .
             found.append(f"'{chosen.word}' is {len(chosen.run_ids)} runs; per task their geometric mean and mean cost")
     both = set(a.run_ids) & set(b.run_ids)
     if both:
-        found.append(f"{len(both)} runs are on both sides")
+        found.append(f"{len(both)} {'run is' if len(both) == 1 else 'runs are'} on both sides")
     devices = [_devices(connection, chosen) for chosen in (a, b)]
     if devices[0] != devices[1]:
         found.append(f"devices differ: {', '.join(devices[0])} against {', '.join(devices[1])}")

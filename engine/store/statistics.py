@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 RESAMPLES = 10_000
 SEED = 0
+
+
+def known_sum(values: Iterable[float | None]) -> float | None:
+    """None where any value is unknown; 0 of nothing."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return sum(known, 0.0) if len(known) == len(found) else None
 
 
 def geometric_mean(values: Sequence[float]) -> float | None:

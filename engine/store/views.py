@@ -69,6 +69,7 @@ SWEEP_COLUMNS = (
     "score_kind",
     "tokens",
     "usd",
+    "unpriced",
     "gpu_s",
     "wall_s",
     "stages_run",
@@ -113,8 +114,8 @@ ends AS (SELECT run_id, min(seq) AS seq FROM run_ends WHERE outcome IN ('done', 
 lost AS (SELECT run_id, arg_max(concat_ws(': ', error, message), seq) AS why
          FROM interruptions WHERE kind IN ('job_failed', 'task_failed') GROUP BY run_id),
 short AS (SELECT run_id, arg_min(why, seq) AS why FROM task_ends WHERE outcome = 'budget' GROUP BY run_id),
-asked AS (SELECT run_id, sum(input_tokens + output_tokens)::BIGINT AS tokens, sum(cost_usd) AS usd
-          FROM llm_calls GROUP BY run_id),
+asked AS (SELECT run_id, sum(input_tokens + output_tokens)::BIGINT AS tokens, sum(cost_usd) AS usd,
+                 count(*) FILTER (cost_usd IS NULL) AS unpriced FROM llm_calls GROUP BY run_id),
 -- Reading recordings and tracing references take no device.
 held AS (SELECT run_id, sum(wall_s) AS gpu_s FROM steps WHERE kind NOT IN ('reply', 'facts') GROUP BY run_id),
 went AS (SELECT run_id, count(*) FILTER (outcome <> 'skipped') AS stages_run,
@@ -124,6 +125,7 @@ went AS (SELECT run_id, count(*) FILTER (outcome <> 'skipped') AS stages_run,
          GROUP BY run_id)
 SELECT j.sweep_id, j.job, array_to_string(CAST(j.overrides AS VARCHAR[]), ' ') AS overrides,
        {columns}s.tasks, s.solved, s.geomean, s.score_kind, coalesce(a.tokens, 0) AS tokens, a.usd,
+       coalesce(a.unpriced, 0) AS unpriced,
        CASE WHEN r.backend = 'cpu' OR e.seq < j.seq THEN 0 ELSE coalesce(h.gpu_s, 0) END AS gpu_s,
        CASE WHEN e.seq < j.seq THEN 0 ELSE r.wall_s END AS wall_s,
        coalesce(w.stages_run, 0) AS stages_run, coalesce(w.stages_skipped, 0) AS stages_skipped,

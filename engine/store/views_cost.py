@@ -12,12 +12,14 @@ FROM llm_calls GROUP BY run_id, task_id, role ORDER BY run_id, task_id, role
 
 STAGE_COST = """
 SELECT run_id, task_id, stage, sum(calls)::BIGINT AS calls, sum(tokens)::BIGINT AS tokens, sum(usd) AS usd,
-       coalesce(sum(model_s), 0) AS model_s, coalesce(sum(judge_s), 0) AS judge_s, coalesce(sum(gpu_s), 0) AS gpu_s
+       sum(unpriced)::BIGINT AS unpriced, coalesce(sum(model_s), 0) AS model_s,
+       coalesce(sum(judge_s), 0) AS judge_s, coalesce(sum(gpu_s), 0) AS gpu_s
 FROM (
     SELECT run_id, task_id, stage, 1 AS calls, input_tokens + output_tokens AS tokens, cost_usd AS usd,
-           latency_s AS model_s, NULL::DOUBLE AS judge_s, NULL::DOUBLE AS gpu_s FROM llm_calls
-    UNION ALL SELECT run_id, task_id, stage, 0, 0, NULL, NULL, wall_s, gpu_s FROM verdicts
-    UNION ALL SELECT run_id, task_id, stage, 0, 0, NULL, NULL, wall_s, gpu_s FROM confirmations)
+           (cost_usd IS NULL)::INTEGER AS unpriced, latency_s AS model_s, NULL::DOUBLE AS judge_s,
+           NULL::DOUBLE AS gpu_s FROM llm_calls
+    UNION ALL SELECT run_id, task_id, stage, 0, 0, NULL, 0, NULL, wall_s, gpu_s FROM verdicts
+    UNION ALL SELECT run_id, task_id, stage, 0, 0, NULL, 0, NULL, wall_s, gpu_s FROM confirmations)
 GROUP BY run_id, task_id, stage ORDER BY run_id, task_id, stage
 """
 

@@ -29,13 +29,21 @@ LEFT JOIN asked q USING (run_id, task_id, stage) LEFT JOIN ended e USING (run_id
 GROUP BY ALL ORDER BY t.category, k.stage, score_kind
 """
 
-RULE_AUDIT = """
-WITH own AS (
-    SELECT run_id, task_id, candidate_id, arg_min(value, seq) AS speedup
-    FROM ratios WHERE "over" = 'eager' GROUP BY ALL),
+# A candidate's own kind of score: an audit's find may be of another kind than the best, and is then no gain over it.
+_TIMED = """timed AS (
+    SELECT run_id, task_id, candidate_id, arg_min(score_kind, seq) AS score_kind, arg_min(median_us, seq) AS median_us
+    FROM timings WHERE who = 'candidate' GROUP BY run_id, task_id, candidate_id)"""
+
+RULE_AUDIT = f"""
+WITH {_TIMED},
+own AS (
+    SELECT run_id, task_id, candidate_id, score_kind, arg_min(value, seq) AS speedup
+    FROM ratios JOIN timed USING (run_id, task_id, candidate_id) WHERE "over" = 'eager' GROUP BY ALL),
 audits AS (
     SELECT s.run_id, s.task_id, s.stage, s.rule, s.score_kind, max(o.speedup) / s.speedup AS gain
-    FROM stages s JOIN candidates c USING (run_id, task_id, stage) LEFT JOIN own o USING (run_id, task_id, candidate_id)
+    FROM stages s JOIN candidates c USING (run_id, task_id, stage)
+    LEFT JOIN own o ON o.run_id = c.run_id AND o.task_id = c.task_id AND o.candidate_id = c.candidate_id
+                       AND o.score_kind = s.score_kind
     WHERE s.outcome = 'audited' AND c.audit
     GROUP BY s.run_id, s.task_id, s.stage, s.rule, s.score_kind, s.speedup),
 audited AS (
@@ -62,8 +70,9 @@ QUALIFY row_number() OVER (PARTITION BY run_id, task_id, stage, candidate_id, sc
 ORDER BY run_id, task_id, headroom
 """
 
-FALSE_SKIPS = """
-WITH ended AS (
+FALSE_SKIPS = f"""
+WITH {_TIMED},
+ended AS (
     SELECT run_id, task_id, stage, outcome, rule, best_id, score_kind, stage_gain FROM stages
     QUALIFY row_number() OVER (PARTITION BY run_id, task_id, stage ORDER BY seq DESC) = 1),
 audits AS (SELECT * FROM ended WHERE outcome = 'audited'),
@@ -71,26 +80,40 @@ involved AS (
     SELECT run_id, task_id, candidate_id FROM candidates JOIN audits USING (run_id, task_id, stage) WHERE audit
     UNION SELECT run_id, task_id, best_id FROM audits),
 scored AS (
-    SELECT run_id, task_id, candidate_id, arg_min(value, seq) AS value, arg_min(lo, seq) AS lo, arg_min(hi, seq) AS hi
-    FROM ratios JOIN involved USING (run_id, task_id, candidate_id) WHERE "over" = 'eager' GROUP BY ALL),
+    SELECT run_id, task_id, candidate_id, score_kind, arg_min(value, seq) AS value, arg_min(lo, seq) AS lo,
+           arg_min(hi, seq) AS hi
+    FROM ratios JOIN involved USING (run_id, task_id, candidate_id) JOIN timed USING (run_id, task_id, candidate_id)
+    WHERE "over" = 'eager' GROUP BY ALL),
 audited AS (
     SELECT a.run_id, a.task_id, a.stage, a.rule, a.score_kind, 'audited' AS evidence, a.best_id,
-           coalesce(bool_or(c.lo > b.hi), false) AS false_skip, coalesce(max(c.value / b.value), 1.0) AS gain
+           coalesce(bool_or(c.lo > b.hi) FILTER (c.score_kind = a.score_kind), false) AS false_skip,
+           coalesce(max(c.value / b.value) FILTER (c.score_kind = a.score_kind), 1.0) AS gain
     FROM audits a LEFT JOIN scored b ON b.run_id = a.run_id AND b.task_id = a.task_id AND b.candidate_id = a.best_id
     LEFT JOIN (SELECT run_id, task_id, stage, candidate_id FROM candidates WHERE audit) d
            ON d.run_id = a.run_id AND d.task_id = a.task_id AND d.stage = a.stage
     LEFT JOIN scored c ON c.run_id = d.run_id AND c.task_id = d.task_id AND c.candidate_id = d.candidate_id
-    GROUP BY ALL),
+    GROUP BY a.run_id, a.task_id, a.stage, a.rule, a.score_kind, a.best_id
+    -- Where all that was found is of another kind of score, nobody knows what the skip hid.
+    HAVING count(c.candidate_id) = 0 OR count(*) FILTER (c.score_kind = a.score_kind) > 0),
 observed AS (
     SELECT e.run_id, e.task_id, e.stage, r.rule, e.score_kind, 'observed' AS evidence, e.best_id,
            e.stage_gain > 1 AS false_skip, e.stage_gain AS gain
     FROM rules r JOIN ended e USING (run_id, task_id, stage)
     WHERE r.kind = 'skip' AND r.fired AND NOT r.obeyed AND e.outcome IN ('done', 'exited')
           AND e.stage_gain IS NOT NULL),
+ran AS (FROM audited UNION ALL FROM observed),
+drafted AS (
+    SELECT DISTINCT c.run_id, c.task_id, c.stage, concat_ws(' ', c.candidate_id, r."over", r.value) AS draft
+    FROM candidates c SEMI JOIN ran USING (run_id, task_id, stage)
+    LEFT JOIN ratios r USING (run_id, task_id, stage, candidate_id)),
+marked AS (
+    SELECT run_id, task_id, stage, md5(string_agg(draft, ',' ORDER BY draft)) AS mark
+    FROM drafted GROUP BY run_id, task_id, stage),
 found AS (
-    -- What a later run took from the memo is the same finding, not another one.
-    SELECT DISTINCT t.category, f.* EXCLUDE (run_id), t.task_hash, u.device
-    FROM (FROM audited UNION ALL FROM observed) f JOIN tasks t USING (run_id, task_id) JOIN runs u USING (run_id))
+    -- What a later run took from the memo is the same finding, not another one: equal kernels with equal ratios.
+    SELECT DISTINCT t.category, f.* EXCLUDE (run_id), m.mark, t.task_hash, u.device
+    FROM ran f JOIN tasks t USING (run_id, task_id) JOIN runs u USING (run_id)
+    LEFT JOIN marked m USING (run_id, task_id, stage))
 SELECT category, stage, rule, score_kind, evidence, count(*) AS skips, count(*) FILTER (false_skip) AS false_skips,
        false_skips / skips AS rate, wilson_lower(false_skips, skips) AS rate_lo,
        wilson_upper(false_skips, skips) AS rate_hi, median(gain) AS median_gain, max(gain) AS max_gain
@@ -115,16 +138,14 @@ FROM (FROM judged UNION ALL FROM unusable) GROUP BY kind, reason, category, stag
 ORDER BY n DESC, kind, reason, category, stage, role
 """
 
-HISTORY = """
+HISTORY = f"""
 WITH judged AS (
     SELECT run_id, task_id, candidate_id, arg_max(status, seq) AS status, arg_max(reason, seq) AS reason
     FROM verdicts GROUP BY run_id, task_id, candidate_id),
 scored AS (
     SELECT run_id, task_id, candidate_id, arg_min(value, seq) AS speedup, arg_min(lo, seq) AS speedup_lo,
            arg_min(hi, seq) AS speedup_hi FROM ratios WHERE "over" = 'eager' GROUP BY run_id, task_id, candidate_id),
-timed AS (
-    SELECT run_id, task_id, candidate_id, arg_min(score_kind, seq) AS score_kind, arg_min(median_us, seq) AS median_us
-    FROM timings WHERE who = 'candidate' GROUP BY run_id, task_id, candidate_id),
+{_TIMED},
 decided AS (
     SELECT run_id, task_id, stage, candidate_id, arg_max(promoted, seq) AS promoted, arg_max(why, seq) AS why
     FROM promotions GROUP BY run_id, task_id, stage, candidate_id)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from engine.rules import Expression, parse, to_sql
 from engine.store.database import Connection
 from engine.store.query import Answer, answer_of, reader
 from engine.store.selection import select
-from engine.store.statistics import geometric_mean
+from engine.store.statistics import geometric_mean, known_sum
 from engine.store.views import identifier, json_path, literal
 from engine.vocabulary import FACTS, THRESHOLD_PREFIX, OperandKind, operands
 
@@ -31,24 +31,28 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What stages took as if nothing had been in the memo: `seconds` of model and judge, of these `gpu_s` on a GPU."""
+    """What stages took as if nothing had been in the memo: `seconds` of model and judge, of these `gpu_s` on a GPU.
+    `usd` is None where a call has no known price."""
 
     stages: int
     calls: int
     tokens: int
-    usd: float
+    usd: float | None
     seconds: float
     gpu_s: float
 
 
 NOTHING = Saved(0, 0, 0, 0.0, 0.0, 0.0)
+_SKIPS_OPEN = "skips, goes on"
+_OPEN = ("runs", "goes on", _SKIPS_OPEN)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """One evaluation that decides otherwise, or that cannot be decided. `effect`: `skips` the stage, `ends` the plan
-    after it, `goes on` or `runs` where the record stopped (what that costs and finds is not recorded: None), or
-    `unknown`. `gain_lost`: product of the paired gains that the stages left out really found, at least 1."""
+    after it, `goes on` or `runs` where the record stopped (what that costs and finds is not recorded: None), `skips,
+    goes on` where the stage left out had ended the plan, or `unknown`. `gain_lost`: product of the paired gains that
+    the stages left out really found, at least 1."""
 
     run_id: str
     task_id: str
@@ -116,9 +120,10 @@ def replay(results: Path, expression: str, rule: str, scope: Scope) -> Replay:
     with reader(results) as connection:
         checked = parse(expression, _vocabulary(connection))
         where = _where(connection, rule, scope)
-        evaluations = connection.execute(_moments(checked, where) + _EVALUATIONS.format(where=where)).fetchall()
+        sql = _moments(checked, where) + _EVALUATIONS.format(where=where, rule=literal(rule))
+        evaluations = connection.execute(sql).fetchall()
         if not evaluations:
-            raise MissingError(f"no evaluation of a skip or exit rule '{rule}'{_recorded(connection)}")
+            raise MissingError(f"no evaluation of a skip or exit rule '{rule}'{_recorded(connection, rule, scope)}")
         plans = connection.execute(_PLANS.format(where=where)).fetchall()
     by_plan: dict[tuple[str, str], list[_Evaluation]] = defaultdict(list)
     for run_id, task_id, *values in evaluations:
@@ -142,6 +147,8 @@ class _Evaluation:
     recorded: str
     fired: bool
     says: bool | None
+    settled: bool
+    """Another rule of the same stage and kind fired and was obeyed."""
 
     @property
     def now(self) -> str:
@@ -163,9 +170,11 @@ class _Ended:
     score_kind: str | None
     calls: int
     tokens: int
-    usd: float
+    usd: float | None
     seconds: float
     gpu_s: float
+    last: bool
+    """No plan of the category has a stage after it, and one came to its end there."""
 
     @property
     def ran(self) -> bool:
@@ -188,7 +197,7 @@ def _walk(run_id: str, task_id: str, stages: Sequence[_Ended], found: Iterable[_
             if one is None:
                 continue
             left_out, effect = _effect(one, stage, stages[position + 1 :])
-            priced = effect in ("skips", "ends")
+            priced = effect in ("skips", "ends", _SKIPS_OPEN)
             yield Decision(
                 run_id,
                 task_id,
@@ -202,7 +211,7 @@ def _walk(run_id: str, task_id: str, stages: Sequence[_Ended], found: Iterable[_
                 prod(max(1.0, other.gain or 1.0) for other in left_out) if priced else None,
                 stage.score_kind,
             )
-            if effect in ("ends", "goes on"):
+            if effect in ("ends", "goes on", _SKIPS_OPEN):
                 return
             if effect == "skips":
                 break  # exit rules are not asked after a stage that was skipped
@@ -210,51 +219,62 @@ def _walk(run_id: str, task_id: str, stages: Sequence[_Ended], found: Iterable[_
 
 def _effect(one: _Evaluation, stage: _Ended, later: Sequence[_Ended]) -> tuple[list[_Ended], str]:
     """The stages that would not have run, and what happens; no effect: as recorded."""
+    if one.settled:
+        return [], ""
+    goes_on = stage.outcome == "exited" and not stage.last
     if one.kind == "skip":
         if one.fires:
-            return ([stage], "skips") if stage.ran else ([], "")
+            return ([stage], _SKIPS_OPEN if goes_on else "skips") if stage.ran else ([], "")
         stopped = not stage.ran and one.fired
         return [], "runs" if stopped else "unknown" if one.says is None else ""
     if one.fires:
         rest = [other for other in later if other.ran]
         return (rest, "ends") if rest else ([], "")
     if stage.outcome == "exited" and one.fired:
-        return [], "goes on"
+        return [], "goes on" if goes_on else ""
     return [], "unknown" if one.says is None else ""
 
 
 def _sum(stages: Iterable[_Ended]) -> Saved:
     found = list(stages)
     whole = (sum(stage.calls for stage in found), sum(stage.tokens for stage in found))
-    parts = (sum(stage.usd for stage in found), sum(stage.seconds for stage in found))
-    return Saved(len(found), *whole, *parts, sum(stage.gpu_s for stage in found))
+    seconds = (sum(stage.seconds for stage in found), sum(stage.gpu_s for stage in found))
+    return Saved(len(found), *whole, known_sum(stage.usd for stage in found), *seconds)
 
 
 def _total(kind: str | None, plans: Sequence[_Outcome]) -> Total:
     decided = [decision for plan in plans for decision in plan.decisions]
     effects = [decision.effect for decision in decided]
     losses = [prod(d.gain_lost for d in plan.decisions if d.gain_lost is not None) for plan in plans]
-    open_ends = sum(any(d.effect in ("runs", "goes on") for d in plan.decisions) for plan in plans)
+    open_ends = sum(any(d.effect in _OPEN for d in plan.decisions) for plan in plans)
     saved = [decision.saved for decision in decided if decision.saved is not None]
-    names = ("stages", "calls", "tokens", "usd", "seconds", "gpu_s")
+    stages, calls, tokens = (sum(getattr(one, name) for one in saved) for name in ("stages", "calls", "tokens"))
+    seconds = (sum(one.seconds for one in saved), sum(one.gpu_s for one in saved))
     return Total(
         kind,
         len(plans),
         len(decided),
         sum(decision.now == "unknown" for decision in decided),
-        effects.count("skips"),
+        effects.count("skips") + effects.count(_SKIPS_OPEN),
         effects.count("ends"),
         open_ends,
         _sum(stage for plan in plans for stage in plan.stages if stage.ran),
-        Saved(*(sum(getattr(one, name) for one in saved) for name in names)),
+        Saved(stages, calls, tokens, known_sum(one.usd for one in saved), *seconds),
         sum(loss > 1 for loss in losses),
         geometric_mean(losses),
     )
 
 
 _EVALUATIONS = """
-SELECT r.run_id, r.task_id, r.stage, r.kind, arg_max(r.outcome, r.seq), arg_max(r.fired, r.seq), arg_max(o.says, r.seq)
+, others AS (
+    SELECT DISTINCT run_id, task_id, stage, kind
+    FROM (SELECT run_id, task_id, stage, kind, rule, arg_max(obeyed, seq) AS obeyed FROM rules
+          WHERE rule <> {rule} GROUP BY ALL)
+    WHERE obeyed)
+SELECT r.run_id, r.task_id, r.stage, r.kind, arg_max(r.outcome, r.seq), arg_max(r.fired, r.seq),
+       arg_max_null(o.says, r.seq), bool_or(x.kind IS NOT NULL)
 FROM rules r JOIN tasks t USING (run_id, task_id)
+LEFT JOIN others x ON x.run_id = r.run_id AND x.task_id = r.task_id AND x.stage = r.stage AND x.kind = r.kind
 JOIN outcomes o ON o.run_id = r.run_id AND o.task_id = r.task_id AND o.stage = r.stage AND o.kind = r.kind
                    AND o.candidate_id IS NOT DISTINCT FROM r.candidate_id
 WHERE {where} GROUP BY r.run_id, r.task_id, r.stage, r.kind ORDER BY r.run_id, r.task_id
@@ -262,10 +282,17 @@ WHERE {where} GROUP BY r.run_id, r.task_id, r.stage, r.kind ORDER BY r.run_id, r
 
 _PLANS = """
 WITH asked AS (SELECT DISTINCT r.run_id, r.task_id FROM rules r JOIN tasks t USING (run_id, task_id) WHERE {where}),
-ended AS (SELECT * FROM stages QUALIFY row_number() OVER (PARTITION BY run_id, task_id, stage ORDER BY seq DESC) = 1)
+ended AS (SELECT * FROM stages QUALIFY row_number() OVER (PARTITION BY run_id, task_id, stage ORDER BY seq DESC) = 1),
+followed AS (SELECT *, lead(stage) OVER (PARTITION BY run_id, task_id ORDER BY seq) AS next FROM ended),
+-- Only a plan that nothing cut short shows which stage is the last.
+finals AS (SELECT f.category, f.stage FROM followed f JOIN tasks t USING (run_id, task_id)
+           WHERE f.next IS NULL AND f.outcome <> 'exited' AND t.outcome = 'done'
+           EXCEPT SELECT category, stage FROM followed WHERE next IS NOT NULL)
 SELECT e.run_id, e.task_id, e.stage, e.category, e.outcome, e.rule, e.stage_gain, e.score_kind, coalesce(c.calls, 0),
-       coalesce(c.tokens, 0), coalesce(c.usd, 0.0), coalesce(c.model_s + c.judge_s, 0.0), coalesce(c.gpu_s, 0.0)
+       coalesce(c.tokens, 0), CASE WHEN coalesce(c.unpriced, 0) = 0 THEN coalesce(c.usd, 0.0) END,
+       coalesce(c.model_s + c.judge_s, 0.0), coalesce(c.gpu_s, 0.0), f.stage IS NOT NULL
 FROM ended e JOIN asked USING (run_id, task_id) LEFT JOIN stage_cost c USING (run_id, task_id, stage)
+LEFT JOIN finals f ON f.category = e.category AND f.stage = e.stage
 ORDER BY e.run_id, e.task_id, e.seq
 """
 
@@ -280,7 +307,16 @@ def _where(connection: Connection, rule: str, scope: Scope) -> str:
     return " AND ".join(parts)
 
 
-def _recorded(connection: Connection) -> str:
+def _recorded(connection: Connection, rule: str, scope: Scope) -> str:
+    """What is recorded instead: the rule's stages where the stage alone is wrong, else all rules."""
+    if scope.stage is not None:
+        where = _where(connection, rule, replace(scope, stage=None))
+        sql = (
+            f"SELECT DISTINCT r.stage FROM rules r JOIN tasks t USING (run_id, task_id) WHERE {where} ORDER BY r.stage"
+        )
+        stages = [stage for (stage,) in connection.execute(sql).fetchall()]
+        if stages:
+            return f" in stage '{scope.stage}'; it is recorded in {', '.join(stages)}"
     sql = "SELECT DISTINCT rule FROM rules WHERE kind IN ('skip', 'exit') ORDER BY rule"
     names = [name for (name,) in connection.execute(sql).fetchall()]
     return f" in this scope; recorded are {', '.join(names)}" if names else "; no rule is recorded"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import engine.memo
 from engine.app import run_job
 from engine.errors import StoreError, StoreFull
 from engine.journal import Journal
+from engine.llm.budget import Budget
 from engine.memo import Memo
 from engine.steps.verify import verify
 from engine.store import ingest, query
@@ -179,6 +181,40 @@ def test_an_interrupted_run_leaves_its_files_its_table_and_its_rows(lab, monkeyp
     assert json.loads((folder / "summary.json").read_text())["tasks"] == 1
     assert "toy" in capsys.readouterr().out
     assert query(lab.folder / "results", "SELECT count(*) FROM candidates").rows[0][0] > 0
+
+
+def test_the_end_of_an_earlier_text_of_a_task_is_not_that_of_the_edited_one(lab):
+    lab.run()
+    toy = lab.folder / "toy.py"
+    toy.write_text(toy.read_text() + "# edited\n")
+    with pytest.raises(KeyboardInterrupt):
+        lab.run(backend=Slower(patience=1))
+    again = Slower()
+    _, events, _ = lab.run(backend=again)
+    assert again.done, "the edited task has not been judged before"
+    assert of(events, "run_ended")[-1]["seq"] > of(events, "task_started")[-1]["seq"]
+
+
+def test_a_continued_run_counts_what_it_paid_before_once(lab, monkeypatch):
+    accounts = []
+    made = Budget.__init__
+
+    def noted(self, *given, **named):
+        made(self, *given, **named)
+        accounts.append(self.run)
+
+    monkeypatch.setattr(Budget, "__init__", noted)
+
+    def limited(settings):
+        budget = replace(settings.search.budget, gpu_s=1000.0)
+        return replace(settings, search=replace(settings.search, budget=budget))
+
+    with pytest.raises(KeyboardInterrupt):
+        lab.run(limited, backend=Slower(patience=6))
+    lab.run(limited, backend=Slower())
+    lines = map(json.loads, (lab.folder / "results/steps/ledger.jsonl").read_text().splitlines())
+    paid = sum(line["cost"]["wall_s"] for line in lines if "wall_s" in line["cost"])
+    assert accounts[-1].gpu_s == pytest.approx(paid)
 
 
 def test_a_damaged_step_names_its_file_and_is_done_again_without_it(lab):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from engine.errors import WorkerError
-from engine.memo import step_key
+from engine.llm.budget import Budget
+from engine.llm.caller import Caller
+from engine.memo import Step, step_key
 from engine.records import Judged
 from engine.report import rows
 from tests.flow.test_runner import FAST_STAGES, SEED, go, kernel, of
@@ -182,7 +184,7 @@ def test_on_a_device_the_address_has_the_protocol_and_the_tool(monkeypatch):
     class Memo:
         def step(self, kind, inputs, work):
             asked.append((kind, inputs))
-            return dataclasses.make_dataclass("Step", ["outcome"])(work()[0])
+            return Step("key", inputs, *work(), ran=True)
 
     made = Confirmation(Verdict(Status.CORRECT, None, Mode.PLAN, ""), {})
     device = FakeBackend()
@@ -192,7 +194,15 @@ def test_on_a_device_the_address_has_the_protocol_and_the_tool(monkeypatch):
     for path, overrides in cases:
         monkeypatch.setattr(engine.paid, "find_sanitizer", lambda path=path: path)
         settings, _ = compose("backend=cuda", *overrides)
-        paid = Paid(settings, backend=device, caller=None, memo=Memo(), journal=None, folder=None, free_replies=True)
+        paid = Paid(
+            settings,
+            backend=device,
+            caller=Caller(None, settings.llm.retry, Budget(settings.search.budget)),
+            memo=Memo(),
+            journal=SimpleNamespace(due=None),
+            folder=None,
+            free_replies=True,
+        )
         assert paid.confirm(operator, Judged("source", None)) == made
     assert {kind for kind, _ in asked} == {"confirm"}
     absent, there, off, other = (step_key(*step) for step in asked)

@@ -206,3 +206,11 @@ def test_a_fresh_run_without_the_other_one_asks(lab):
     _, events, llm = lab.run(fresh("timing"))
     assert len(llm.seen) == len(REPLIES)
     assert of(events, "prompt_drift") == []
+
+
+def test_an_edited_task_is_asked_anew_even_when_only_times_are_fresh(lab):
+    lab.run()
+    toy = lab.folder / "toy.py"
+    toy.write_text(toy.read_text() + "# another operator\n")
+    _, _, llm = lab.run(fresh("timing"))
+    assert llm.seen

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from engine.__main__ import compose as compose_config
 from engine.__main__ import decode_config
 from engine.canonical import Json
 from engine.codec import encode
 from engine.settings import Settings
+from engine.sweeping import shared_compositions
+
+# For the whole process of the tests: a composition takes a third of a second, and hundreds differ in values alone.
+contextlib.ExitStack().enter_context(shared_compositions())
 
 
 def compose(*overrides: str) -> tuple[Settings, Json]:

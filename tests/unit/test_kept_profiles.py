@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from engine.llm.budget import Budget
+from engine.llm.caller import Caller
 from engine.memo import Memo
 from engine.paid import Paid
 from engine.records import Judged, MetricValue, Operator
@@ -11,6 +15,8 @@ from tests.flow.test_runner import FACTS
 from tests.support.compose import compose
 from tests.support.fake_backend import FakeBackend
 from tests.support.judge import bundled_tasks
+
+NO_JOURNAL = SimpleNamespace(due=None)
 
 OPERATOR = Operator(bundled_tasks()["softmax"], FACTS)
 METRICS = ("dram_pct", "registers")
@@ -33,7 +39,15 @@ class Profiled(FakeBackend):
 def paid(tmp_path, device, backend="cuda"):
     settings, _ = compose(f"backend={backend}")
     memo = Memo(tmp_path, "run")
-    return Paid(settings, backend=device, caller=None, memo=memo, journal=None, folder=None, free_replies=True)
+    return Paid(
+        settings,
+        backend=device,
+        caller=Caller(None, settings.llm.retry, Budget(settings.search.budget)),
+        memo=memo,
+        journal=SimpleNamespace(due=None),
+        folder=None,
+        free_replies=True,
+    )
 
 
 COUNTED, STATIC = value("dram_pct", "ncu"), value("registers", "static")

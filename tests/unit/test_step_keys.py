@@ -9,6 +9,7 @@ import functools
 import re
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -63,7 +64,10 @@ def asked(folder, settings):
     """The inputs of one step of every kind that the judge's side has."""
     memo = Noting(folder)
     caller = Caller(None, settings.llm.retry, Budget(settings.search.budget))
-    paid = Paid(settings, backend=FakeBackend(), caller=caller, memo=memo, journal=None, folder=None, free_replies=True)
+    journal = SimpleNamespace(due=None)
+    paid = Paid(
+        settings, backend=FakeBackend(), caller=caller, memo=memo, journal=journal, folder=None, free_replies=True
+    )
     paid.verdict(OPERATOR, SOURCE.source)
     paid.timing(OPERATOR, None)
     paid.timing(OPERATOR, SOURCE)

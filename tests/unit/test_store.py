@@ -216,7 +216,7 @@ def test_sweep(filled):
     expected = {"sweep_id": "sweep1", "job": 0, "overrides": "thresholds.small=0.2", "small": 0.2, "floor": 1.1}
     expected |= {"tasks": 2, "solved": 2, "score_kind": "measured", "tokens": 6000, "gpu_s": 4.5, "wall_s": 60.0}
     expected |= {"stages_run": 2, "stages_skipped": 1, "exits": 0, "outcome": "done", "run_id": LOW}
-    expected |= {"why": None, "found": False}
+    expected |= {"why": None, "found": False, "unpriced": 0}
     assert low == {**expected, "geomean": pytest.approx(1.0), "usd": pytest.approx(0.05)}
     assert (high["small"], high["stages_run"], high["exits"], high["gpu_s"]) == (0.3, 1, 1, 1.0)
     assert high["geomean"] == pytest.approx(math.sqrt(0.5))
@@ -263,6 +263,21 @@ def test_rule_audit(filled):
 def test_cost(filled):
     (seed,) = dicts(filled, f"FROM cost WHERE run_id = '{LOW}' AND task_id = 'conv' AND role = 'seed'")
     assert (seed["calls"], seed["tokens"], seed["usd"], seed["unpriced"]) == (2, 2400, pytest.approx(0.02), 0)
+
+
+def test_calls_without_a_known_price_are_counted(filled, tmp_path):
+    events = read_events(filled / "runs" / LOW / "events.jsonl")
+    next(event for event in events if event["kind"] == "llm_call" and event["stage"] == "seed")["cost_usd"] = None
+    DuckDbStore(tmp_path).take(LOW, events)
+    (job,) = dicts(tmp_path, "FROM sweep")
+    assert (job["usd"], job["unpriced"]) == (pytest.approx(0.04), 1)
+    stages = dicts(tmp_path, "FROM stage_cost WHERE task_id = 'conv' ORDER BY stage NULLS LAST")
+    assert [(row["stage"], row["calls"], row["unpriced"]) for row in stages] == [
+        ("fuse", 1, 0),
+        ("seed", 2, 1),
+        ("tile", 1, 0),
+        (None, 0, 0),
+    ]
 
 
 def test_steps_are_what_was_really_done(filled):

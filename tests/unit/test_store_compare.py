@@ -73,7 +73,7 @@ def test_a_run_against_itself_is_all_ties(results):
     found = compare(results, A, "base")
     assert {pair.outcome for pair in found.pairs} == {"tie", "neither"}
     assert found.groups[0].ratio == pytest.approx(1.0)
-    assert found.remarks == ("1 runs are on both sides",)
+    assert found.remarks == ("1 run is on both sides",)
 
 
 def test_kinds_of_score_are_never_mixed(results):
@@ -88,6 +88,31 @@ def test_several_runs_give_their_geometric_mean_and_mean_cost(results):
     assert (conv.score_kind, conv.b.speedup) == ("measured", pytest.approx(2.0))
     assert conv.cost_b.tokens == 1200
     assert "'model=m' is 4 runs; per task their geometric mean and mean cost" in found.remarks
+
+
+def unpriced(results, run_id, task):
+    """Of `task`'s calls in `run_id` no price is known."""
+    path = results / "runs" / run_id / "events.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    changed = [line.replace('"cost_usd":0.01', '"cost_usd":null') if f'"{task}"' in line else line for line in lines]
+    assert changed != lines
+    path.write_text("".join(changed), encoding="utf-8")
+
+
+def test_dollars_are_those_of_runs_with_a_known_price(tmp_path):
+    for run_id in (A, B, "c" * 16, "d" * 16):
+        written(tmp_path, run_id, {"conv": 1.0, "gemm": 1.0}, label="three" if run_id != A else "one")
+    unpriced(tmp_path, B, "conv")
+    unpriced(tmp_path, A, "gemm")
+    ingest(tmp_path)
+    found = compare(tmp_path, "one", "three")
+    costs = {pair.task_id: (pair.cost_a.usd, pair.cost_b.usd) for pair in found.pairs}
+    assert costs == {
+        "conv": (pytest.approx(0.01), pytest.approx(0.01)),
+        "gemm": (None, pytest.approx(0.01)),
+    }
+    (whole,) = [group for group in found.groups if group.category == "all"]
+    assert (whole.cost_a.usd, whole.cost_b.usd) == (None, pytest.approx(0.02))
 
 
 def test_a_task_that_changed_is_left_out(tmp_path):

@@ -27,16 +27,18 @@ def dicts(results, sql):
     return [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
 
 
-def audited(results, run_id, task, speedup, *, observed=None):
-    """A run whose one stage is skipped and audited: the best has 1.0, the audit found `speedup`. With `observed` the
-    rule fires and nobody obeys: the stage ends with that gain."""
+def audited(results, run_id, task, speedup, *, observed=None, kind="measured"):
+    """A run whose one stage is skipped and audited: the best has 1.0, the audit found `speedup`, a score of `kind`.
+    With `observed` the rule fires and nobody obeys: the stage ends with that gain."""
     run = Run(results, run_id, kind="measured", thresholds={})
     run.start("cuda", "H200", None)
     run.task(task, "flat")
     run.draft(task, "seed", f"{task}-best", 1.0, category="flat")
     run.rule(task, "tile", "skip", "at_floor", "true", {"headroom": 1.0}, obeyed=observed is None)
     more = {"rule": "at_floor", "category": "flat"} if observed is None else {"category": "flat", "gain": observed}
+    run.kind = kind
     run.draft(task, "tile", f"{task}-found", speedup, category="flat", audit=observed is None, promoted=False)
+    run.kind = "measured"
     outcome = "audited" if observed is None else "done"
     run.stage_end(task, "tile", outcome, best=f"{task}-best", speedup=1.0, **more)
     run.task_end(task, "flat", "done", f"{task}-best", 1.0)
@@ -60,6 +62,31 @@ def test_the_same_audit_of_several_runs_counts_once(tmp_path):
     ingest(tmp_path)
     (row,) = dicts(tmp_path, "FROM false_skips")
     assert (row["skips"], row["false_skips"]) == (1, 1)
+
+
+def test_equal_gains_of_fresh_drafts_count_each(tmp_path):
+    """Code that is wrong, and drafts that nobody promotes, have the same gain in every run: what was drawn differs."""
+    for number, found in enumerate(("one", "two", "two")):
+        audited(tmp_path, f"{number}" * 16, "wrong", None)
+        audited(tmp_path, f"{number + 3}" * 16, "slow", 0.9 + number // 2, observed=1.0)
+        for run_id in (f"{number}" * 16, f"{number + 3}" * 16):
+            path = tmp_path / "runs" / run_id / "events.jsonl"
+            text = path.read_text(encoding="utf-8")
+            path.write_text(text.replace("wrong-found", f"wrong-{found}"), encoding="utf-8")
+    ingest(tmp_path)
+    found = {row["evidence"]: (row["skips"], row["max_gain"]) for row in dicts(tmp_path, "FROM false_skips")}
+    # Two sources of three; one source whose time was taken twice, and once from the memo.
+    assert found == {"audited": (2, 1.0), "observed": (2, 1.0)}
+
+
+def test_a_find_of_another_kind_of_score_is_no_gain(tmp_path):
+    audited(tmp_path, "0" * 16, "guess", 9.0, kind="estimated")
+    audited(tmp_path, "1" * 16, "clear", 1.3)
+    ingest(tmp_path)
+    (row,) = dicts(tmp_path, "FROM false_skips")
+    assert (row["score_kind"], row["skips"], row["max_gain"]) == ("measured", 1, pytest.approx(1.3))
+    (rule,) = dicts(tmp_path, "FROM rule_audit")
+    assert (rule["audits"], rule["audited_gain_measured"]) == (2, pytest.approx(1.3))
 
 
 def test_observed_rules_are_evidence_of_their_own(tmp_path):

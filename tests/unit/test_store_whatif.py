@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from engine.errors import MissingError
+from engine.results import replaying
 from engine.rules import RuleError
 from engine.store import Scope, ingest, replay
 from tests.support.synthetic_results import Run
@@ -88,6 +91,73 @@ def test_where_the_record_stopped_nothing_is_invented(tmp_path):
     assert replayed(tmp_path, "headroom < 0", "at_floor")[0] == [("fuse", "runs", None), ("tune", "runs", None)]
 
 
+def also(results, run_id, stage, kind, *, obeyed=True):
+    """Rule `other` of the same stage fired beside the rules of `plan`."""
+    path = results / "runs" / run_id / "events.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    mine = next(line for line in lines if f'"{stage}"' in line and f'"rule_kind":"{kind}"' in line)
+    event = json.loads(mine) | {"rule": "other", "outcome": "true", "fired": True, "obeyed": obeyed}
+    lines.insert(lines.index(mine), json.dumps(event, separators=(",", ":")) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+@pytest.mark.parametrize(("obeyed", "skip", "exit_"), [(True, [], []), (False, ["runs"], ["goes on"])])
+def test_a_rule_beside_another_that_was_obeyed_changes_nothing(tmp_path, obeyed, skip, exit_):
+    run_id = "a" * 16
+    plan(tmp_path, run_id, skipped=("tile",), exits=("fuse",))
+    also(tmp_path, run_id, "tile", "skip", obeyed=obeyed)
+    also(tmp_path, run_id, "fuse", "exit", obeyed=obeyed)
+    scope = Scope(stage="tile")
+    assert [effect for _, effect, _ in replayed(tmp_path, "headroom < 0", "at_floor", scope)[0]] == skip
+    assert [effect for _, effect, _ in replayed(tmp_path, "speedup < 0")[0]] == exit_
+
+
+def test_without_a_stage_that_ended_the_plan_it_goes_on(tmp_path):
+    plan(tmp_path, "a" * 16, exits=("fuse",))
+    decisions, found = replayed(tmp_path, "headroom < 6", "at_floor")
+    assert decisions == [("fuse", "skips, goes on", 2.0)]
+    (total,) = found.totals
+    assert (total.skips, total.open, total.saved.tokens) == (1, 1, 1200)
+
+
+def test_after_the_last_stage_nothing_goes_on(tmp_path):
+    plan(tmp_path, "a" * 16, exits=("tune",))
+    assert replayed(tmp_path, "headroom < 4", "at_floor")[0] == [("tune", "skips, goes on", 1.5)]
+    plan(tmp_path, "b" * 16)
+    decisions, found = replayed(tmp_path, "headroom < 4", "at_floor", Scope(runs="aaaa"))
+    assert decisions == [("tune", "skips", 1.5)]
+    assert found.totals[0].open == 0
+    assert replayed(tmp_path, "speedup < 0", scope=Scope(runs="aaaa"))[0] == []
+
+
+def test_an_unknown_price_is_not_zero(tmp_path):
+    plan(tmp_path, "a" * 16)
+    path = tmp_path / "runs" / ("a" * 16) / "events.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    free = [line.replace('"cost_usd":0.01', '"cost_usd":null') if '"fuse"' in line else line for line in lines]
+    path.write_text("".join(free), encoding="utf-8")
+    _, found = replayed(tmp_path, "headroom < 6", "at_floor")
+    assert [made.saved.usd for made in found.decisions] == [None, pytest.approx(0.01)]
+    (total,) = found.totals
+    assert (total.saved.usd, total.spent.usd, total.saved.tokens) == (None, None, 2400)
+    table = replaying.SHOW["table"](found)
+    (fuse,) = [line.split() for line in table.splitlines() if " fuse " in line]
+    assert fuse[8:11] == ["1", "1200", "?"]
+    assert table.endswith("?: a call has no known price\n")
+    assert json.loads(replaying.SHOW["json"](found))["decisions"][0]["saved"]["usd"] is None
+
+
+def test_a_later_unknown_wins_over_an_older_answer(tmp_path):
+    """The stage began twice, with another kernel; of the second no headroom is known."""
+    plan(tmp_path, "a" * 16)
+    path = tmp_path / "runs" / ("a" * 16) / "events.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    mine = next(line for line in lines if '"tune"' in line and '"rule_kind":"skip"' in line)
+    event = json.loads(mine) | {"candidate_id": "later", "operands": {"headroom": None}, "seq": len(lines) + 1}
+    path.write_text("".join(lines) + json.dumps(event, separators=(",", ":")) + "\n", encoding="utf-8")
+    assert replayed(tmp_path, "headroom < 4", "at_floor")[0] == [("tune", "unknown", None)]
+
+
 def test_losing_gains_counts_improvements_only(tmp_path):
     plan(tmp_path, "a" * 16, gains=(1.0, 1.0, 1.0))
     plan(tmp_path, "b" * 16, gains=(1.0, 4.0, 1.0))
@@ -116,5 +186,7 @@ def test_scope(tmp_path):
     assert replayed(tmp_path, "speedup < 9", scope=Scope(stage="fuse"))[0] == [("fuse", "ends", 1.5)] * 2
     with pytest.raises(MissingError, match=r"no evaluation of a skip or exit rule 'poor'.*at_floor, poor"):
         replayed(tmp_path, "speedup < 1", scope=Scope(category="flat"))
+    with pytest.raises(MissingError, match="'poor' in stage 'tiles'; it is recorded in fuse, tile, tune"):
+        replayed(tmp_path, "speedup < 1", scope=Scope(stage="tiles"))
     with pytest.raises(RuleError, match="unknown name"):
         replayed(tmp_path, "speed < 1")
