@@ -18,8 +18,11 @@ import pytest
 
 from engine.errors import ProfilerError
 from engine.records import Launch, Trace
+from profilers.ascend_tool import Chip
 from profilers.cupti import Counted, Cupti
 from profilers.fake import Failure, Fake
+from profilers.msprof import Msprof, TorchNpu
+from profilers.msprof_op import MsprofOp
 from profilers.ncu import DURATION, Ncu
 from profilers.seam import Job, KernelSample, Profiler, Workload
 from profilers.static import Static, bundled
@@ -310,3 +313,93 @@ class TestFake(ProfilerConformance):
 
     def absent(self, folder):
         return Fake({}, Failure.ABSENT)
+
+
+CHIP = Chip(dram_gbps=1800.0, vector_cores=40, cube_cores=20)
+OUTPUT = "folder = next(word.split('=', 1)[1] for word in sys.argv if word.startswith('--output='))\n"
+
+
+class TestMsprof(ProfilerConformance):
+    TABLE = "\n".join(
+        [
+            "Op Name,Task Type,Task Duration(us),Block Dim",
+            *(f"{kernel},AI_VECTOR_CORE,2.5,20" for kernel in KERNELS),
+            "library_op,AI_CORE,9.0,20",
+            "",
+        ]
+    )
+    WRITES = OUTPUT + "os.makedirs(folder + '/PROF_1'); open(folder + '/PROF_1/op_summary_1.csv', 'w').write({0!r})\n"
+
+    def case(self, folder: Path, body: str, timeout_s: float = 60.0) -> Case:
+        return Case(Msprof(script(folder / "msprof", body), timeout_s, 16, CHIP), job(folder), "Block Dim")
+
+    def working(self, folder):
+        return self.case(folder, self.WRITES.format(self.TABLE))
+
+    def hanging(self, folder):
+        return self.case(folder, HANG, HANG_LIMIT_S)
+
+    def failing(self, folder):
+        bodies = [
+            CRASH,
+            "pass\n",
+            self.WRITES.format("nonsense"),
+            self.WRITES.format(self.TABLE.splitlines()[0] + "\n"),
+        ]
+        for number, _ in enumerate(bodies):
+            (folder / str(number)).mkdir()
+        return [self.case(folder / str(number), body) for number, body in enumerate(bodies)]
+
+    def absent(self, folder):
+        return Msprof(str(folder / "nowhere"), 1.0, 1, CHIP)
+
+
+class TestTorchNpu(TestMsprof):
+    """The program itself writes the table; what msprof calls an output is a fixed place in its folder."""
+
+    WRITES = "os.makedirs('profile', exist_ok=True); open('profile/kernel_details.csv', 'w').write({0!r})\n"
+
+    def case(self, folder: Path, body: str, timeout_s: float = 60.0) -> Case:
+        command = (sys.executable, script(folder / "call.py", body))
+        return Case(TorchNpu(timeout_s, 16, CHIP, calls=1), job(folder, *command), "Block Dim")
+
+    def absent(self, folder):
+        return None
+
+    def test_the_same_job_gives_the_same_again_and_leaves_no_folder(self, tmp_path):
+        case = self.working(tmp_path)
+        assert case.profiler.collect(case.job, [case.counter]) == case.profiler.collect(case.job, [case.counter])
+
+
+class TestMsprofOp(ProfilerConformance):
+    HEAD = "Op Name,Op Type,Task Duration(us),Block Dim,Mix Block Dim,Device Id,Pid,Current Freq,Rated Freq,\n"
+    WRITES = (
+        OUTPUT + "for number, kernel in enumerate({1!r}):\n"
+        "    place = folder + '/OPPROF_1_A/' + kernel + '/' + str(number)\n"
+        "    os.makedirs(place)\n"
+        "    row = kernel + ',vector,2.5,20,NA,0,NA,1800,1800,\\n'\n"
+        "    open(place + '/OpBasicInfo_20260105094511207.csv', 'w').write({0!r} + row)\n"
+    )
+
+    def case(self, folder: Path, body: str, timeout_s: float = 60.0) -> Case:
+        return Case(MsprofOp(script(folder / "msprof", body), timeout_s, 16, CHIP), job(folder), "Block Dim")
+
+    def working(self, folder):
+        return self.case(folder, self.WRITES.format(self.HEAD, KERNELS))
+
+    def hanging(self, folder):
+        return self.case(folder, HANG, HANG_LIMIT_S)
+
+    def failing(self, folder):
+        bodies = [
+            CRASH,
+            "pass\n",
+            self.WRITES.format("nonsense\n", KERNELS),
+            self.WRITES.format(self.HEAD, ["another"]),
+        ]
+        for number, _ in enumerate(bodies):
+            (folder / str(number)).mkdir()
+        return [self.case(folder / str(number), body) for number, body in enumerate(bodies)]
+
+    def absent(self, folder):
+        return MsprofOp(str(folder / "nowhere"), 1.0, 1, CHIP)
