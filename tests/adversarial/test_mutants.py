@@ -10,7 +10,7 @@ from tests.adversarial.corpus import rows
 from tests.adversarial.mutants import CHEAP, Fate, all_mutants, equivalent, judge_all, main, sample
 from tests.adversarial.operators import OPERATORS, mutants
 
-SLICE = 12
+SLICE = 8
 
 KERNEL = """
 @triton.jit
