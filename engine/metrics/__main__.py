@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.__main__ import compose, decode_config, diagnose
-from engine.errors import ConfigError, EngineError, MissingError, ProfilerError
+from engine.command import exit_code
+from engine.errors import ConfigError, MissingError, ProfilerError
 from engine.judge.configuration import backend_names
 from engine.metrics import check, listing, show
 from engine.project import resolve
@@ -21,23 +22,12 @@ from engine.settings import Settings
 from profilers.cupti_host import Host
 
 GHOSTS = 2
-INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except EngineError as error:
-        sys.stderr.write(f"engine.metrics: {error}\n" + (f"{error.hint}\n" if error.hint else ""))
-        return error.exit_code
-    except BrokenPipeError:
-        # The reader of a pipe, such as `head`, has seen enough.
-        sys.stderr.close()
-        return 0
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    return exit_code(lambda: int(options.run(options)), "engine.metrics: ")
 
 
 def _parser() -> argparse.ArgumentParser:

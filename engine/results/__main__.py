@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from engine import store
-from engine.errors import EngineError, MissingError, StoreError
+from engine.command import exit_code
+from engine.errors import MissingError, StoreError
 from engine.project import resolve
 from engine.results import comparing, replaying, text
 from engine.store.describe import describe
@@ -21,17 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     options = _parser().parse_args(arguments)
     results = resolve("results") if options.results is None else Path(options.results)
-    try:
-        return _run(options, results)
-    except EngineError as error:
-        sys.stderr.write(f"{error}\n" + (f"{error.hint}\n" if error.hint else ""))
-        return error.exit_code
-    except BrokenPipeError:
-        # The reader of a pipe, such as `head`, has seen enough.
-        sys.stderr.close()
-        return 0
-    except KeyboardInterrupt:
-        return 130
+    return exit_code(lambda: _run(options, results))
 
 
 def _parser() -> argparse.ArgumentParser:

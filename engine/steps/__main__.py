@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.codec import encode
-from engine.errors import EngineError
+from engine.command import exit_code
 from engine.project import resolve
 from engine.results.text import as_json, table
 from engine.steps.listing import Filter, listing
@@ -34,17 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "prune" and not (options.kind or options.older_than is not None or options.unreferenced):
         parser.error("prune: say what may go: --kind, --older-than or --unreferenced")
     results = resolve("results") if options.results is None else Path(options.results)
-    try:
-        return _run(options, results)
-    except EngineError as error:
-        sys.stderr.write(f"{error}\n" + (f"{error.hint}\n" if error.hint else ""))
-        return error.exit_code
-    except BrokenPipeError:
-        # The reader of a pipe, such as `head`, has seen enough.
-        sys.stderr.close()
-        return 0
-    except KeyboardInterrupt:
-        return 130
+    return exit_code(lambda: _run(options, results))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import yaml
 
+from engine.command import exit_code
 from engine.codec import decode, encode
 from engine.errors import EngineError
 from engine.judging.client import LINT_S, LintClient
@@ -28,17 +29,7 @@ DATA_SETS = (".parquet", ".jsonl")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        return _lint(options)
-    except EngineError as error:
-        sys.stderr.write(f"{error}\n" + (f"{error.hint}\n" if error.hint else ""))
-        return error.exit_code
-    except BrokenPipeError:
-        # The reader of a pipe, such as `head`, has seen enough.
-        sys.stderr.close()
-        return 0
-    except KeyboardInterrupt:
-        return 130
+    return exit_code(lambda: _lint(options))
 
 
 def _parser() -> argparse.ArgumentParser:
