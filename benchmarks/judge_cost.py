@@ -91,7 +91,7 @@ class Judgement:
             "checks": len(self.verdict.checks),
             "halfwidth": max(halfwidths, default=None),
             "blocks": max((ratio.n for ratio in ratios), default=None),
-            "note": "" if self.measurement is None else self.measurement.note[:200],
+            "note": self.verdict.message[:200] if self.measurement is None else self.measurement.note[:200],
         }
 
 
@@ -215,6 +215,7 @@ class Run:
             "gpu_s": None if None in gpu else sum(gpu) / clones,
             "alone_s": sum(found["alone_s"] for found in rows) / clones,
             "outcomes": dict(Counter(found["outcome"] for found in rows)),
+            "notes": dict(Counter(found["note"] for found in rows if found["note"])),
         }
         self.lines.add(row)
 

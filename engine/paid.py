@@ -349,7 +349,7 @@ def _passing(outcome: object) -> bool:
     if isinstance(outcome, Verdict):
         return outcome.status is Status.UNDECIDED and outcome.reason is Reason.OUT_OF_MEMORY
     if isinstance(outcome, Measurement):
-        return bool(outcome.note)
+        return outcome.passing
     if isinstance(outcome, Confirmation):
         untimed = [made for made in outcome.measurements if made.timing("candidate") is None and not made.refuted]
         return bool(untimed) or _passing(outcome.verdict)

@@ -346,6 +346,8 @@ class Measurement:
     """How outputs of the candidate's timed calls are wrong; it then has no time and may not become the best."""
     below_floor: bool = False
     """The candidate's time is under nine tenths of the floor: a flag to look at (docs/floors.md), never a refusal."""
+    passing: bool = False
+    """A process was lost or memory lacked, so that the next time may give more: not to be remembered."""
 
     def timing(self, who: str) -> Timing | None:
         return next((timing for timing in self.timings if timing.who == who), None)

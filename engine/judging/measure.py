@@ -11,14 +11,14 @@ import math
 import secrets
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 from engine.canonical import Json
 from engine.errors import WorkerError
 from engine.judging import timing
 from engine.judging.children import Child, ChildEnded, ChildTimeout, ForkServerClient, new_scratch
+from engine.judging.clocked import Clocked, Notes, Stints, is_new_best, measurement_of, refuted_by
+from engine.judging.device_memory import is_scarce
 from engine.judging.executors import ExecutorFault
 from engine.judging.gpu_state import SmClock, lease, lock_path
 from engine.judging.inputs import UnsupportedTask
@@ -44,19 +44,13 @@ from engine.judging.sides import (
     warm_time,
 )
 from engine.judging.timed import TimedReplay
-from engine.records import Measurement, Precision, Ratio, ScoreKind, Task, Timing
-from engine.settings import CudaSettings
+from engine.records import Measurement, Precision, ScoreKind, Task
 
 WARM_UP_BLOCKS = 2
 """Rounds thrown away: they raise the clocks and fill caches of the code, not of the data."""
 
 CHILD_KIND = "time"
 SCREEN_BLOCKS = 3
-PLACEMENT_US = 0.3
-"""What the same call takes more or less in another process and other memory, whatever its size (measured:
-docs/measurements/judge_h200.md). Two plans exchange their executors; of a plan and a baseline no block shows it, so
-their intervals are wider by it."""
-
 EXCHANGED_US = 0.03
 """What is left of it after an exchange: a kernel against itself, reopened, at 10 and at 50 µs (measured there)."""
 
@@ -64,58 +58,8 @@ PYTHON_SHARE = 0.95
 """A candidate's own Python cannot be faster than its plan, which has no Python in it, beyond what clocks tell apart."""
 
 
-class Stints:
-    """Leases of the GPU, alone for the clock or beside others, and the seconds spent so."""
-
-    def __init__(self, lock: Path) -> None:
-        self._lock, self.alone_s, self.shared_s = lock, 0.0, 0.0
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        with lease(self._lock):
-            started = time.monotonic()
-            try:
-                yield
-            finally:
-                self.alone_s += time.monotonic() - started
-
-    @contextlib.contextmanager
-    def shared(self) -> Iterator[None]:
-        with lease(self._lock, shared=True):
-            started = time.monotonic()
-            try:
-                yield
-            finally:
-                self.shared_s += time.monotonic() - started
-
-
-@dataclass(slots=True)
-class _Clocked:
-    """What the clock said of `sides`, the candidate first where there is one. `seen`: for the record; `refuted`: why
-    the candidate was found wrong, or empty."""
-
-    paired: timing.Paired
-    sides: dict[str, Side]
-    seen: Mapping[str, str]
-    refuted: str
-
-    def verify(self, mine: Mapping[str, Side], notes: list[str]) -> None:
-        """Take out sides whose timed outputs are wrong or cannot be read."""
-        for who, side in mine.items():
-            if who in self.sides:
-                try:
-                    check_outputs(side)
-                except SideLostError as lost:
-                    self.leave_out(who)
-                    notes.append(str(lost))
-                    self.refuted = _refuted(lost) or self.refuted
-
-    def leave_out(self, who: str) -> None:
-        """Its own time and what is stated over it."""
-        del self.sides[who]
-        medians = {side: found for side, found in self.paired.medians.items() if side != who}
-        ratios = {side: found for side, found in self.paired.ratios.items() if side != who}
-        self.paired = dataclasses.replace(self.paired, medians=medians, ratios=ratios)
+class _NoMemoryError(Exception):
+    """A side could not be built, for others hold the memory that it needs."""
 
 
 class Stopwatch:
@@ -131,30 +75,73 @@ class Stopwatch:
         self, task: Task, precision: Precision, source: str | None, incumbent: str | None, floor_us: float | None
     ) -> Measurement:
         """Medians and paired ratios; a side that fails is left out and noted, WorkerError only when none is left."""
-        notes: list[str] = []
-        sources = {CANDIDATE: source, INCUMBENT: incumbent}
-        with contextlib.ExitStack() as stack:
-            stints = Stints(lock_path(self._bench.gpu_uuid))
-            with stints.shared():
-                reference = self._reference_of(task, precision)
-                mine: dict[str, Side] = {}
-                for who, text in sources.items():
-                    if text is not None:
-                        try:
-                            mine[who] = self._side(stack, who, task, precision, text, notes)
-                        except SideLostError as lost:
-                            notes.append(str(lost))
-            clocked = self._clocked(mine, reference, notes, stints)
-            with stints.shared():
-                clocked.verify(mine, notes)
+        asked = {CANDIDATE: source, INCUMBENT: incumbent}
+        sources = {who: text for who, text in asked.items() if text is not None}
+        stints = Stints(lock_path(self._bench.gpu_uuid))
+        try:
+            reference, clocked, notes = self._timed(task, precision, sources, stints, alone=False)
+        except _NoMemoryError:
+            self.make_room()
+            reference, clocked, notes = self._timed(task, precision, sources, stints, alone=True)
+        if is_scarce():
+            self.forget_baseline()
         if not clocked.paired.medians:
-            raise WorkerError("nothing could be timed: " + "; ".join([*reference.notes, *notes]))
+            raise WorkerError("nothing could be timed: " + "; ".join([*reference.notes, *notes.said]))
         seen = {**clocked.seen, "beside_others_s": f"{stints.shared_s:.3g}"}
-        measured = _measurement(clocked.paired, clocked.sides, reference, notes, floor_us, self._bench.cuda, seen)
+        measured = measurement_of(clocked.paired, clocked.sides, reference, notes, floor_us, self._bench.cuda, seen)
         measured = dataclasses.replace(measured, refuted=clocked.refuted, gpu_s=stints.alone_s)
-        if source is not None and self._bench.cuda.python_probe and _is_new_best(measured):
+        if source is not None and self._bench.cuda.python_probe and is_new_best(measured):
             return self._probed(measured, task, precision, source)
         return measured
+
+    def make_room(self) -> None:
+        """Give up what is kept only to save time."""
+        self.forget_baseline()
+        if self._bench.replays is not None:
+            self._bench.replays.give_back_memory()
+
+    def _timed(
+        self, task: Task, precision: Precision, sources: Mapping[str, str], stints: Stints, *, alone: bool
+    ) -> tuple[Reference, Clocked, Notes]:
+        """Everything timed and compared. `alone`: memory lacked before, so nobody else is let in while sides are
+        built; otherwise _NoMemoryError says that it lacks."""
+        notes = Notes(["built again alone on the GPU, for memory lacked"] if alone else [])
+        with contextlib.ExitStack() as stack:
+            # Before the lease: an executor that starts now takes a share of it, which nobody has while one is alone.
+            seats = self._seats(stack, task, sources, notes)
+            with stints.alone() if alone else stints.shared():
+                reference = self._reference_of(task, precision)
+                mine: dict[str, Side] = {}
+                for who, seat in seats.items():
+                    try:
+                        mine[who] = self._side(stack, who, seat, task, precision, sources[who], notes)
+                    except SideLostError as lost:
+                        notes.lost(lost)
+            if not alone and any(map(is_memory, (*reference.notes, *notes.said))):
+                raise _NoMemoryError
+            clocked = self._clocked(mine, reference, notes, stints)
+            if is_scarce():
+                self.forget_baseline()
+            clocked.verify(mine, notes, self._compared_with(stints))
+        return reference, clocked, notes
+
+    def _compared_with(self, stints: Stints) -> Callable[[Side], None]:
+        """Compares a side's timed outputs beside others; once more alone when memory lacked. SideLostError."""
+
+        def compare(side: Side) -> None:
+            try:
+                with stints.shared():
+                    check_outputs(side)
+                return
+            except SideLostError as lost:
+                if not is_memory(lost):
+                    raise
+            if self._bench.replays is not None:
+                self._bench.replays.give_back_memory()
+            with stints.alone():
+                check_outputs(side)
+
+        return compare
 
     def count_reference(self, task: Task, precision: Precision, counters: Sequence[str], limit: int) -> Json:
         """Hardware counters of one eager call of the reference, a `Counted`; SideLostError where it has none."""
@@ -185,27 +172,52 @@ class Stopwatch:
         settings = {**measured.settings, "python_call_us": f"{call_us:.4g}"}
         return dataclasses.replace(measured, settings=settings, note=note)
 
+    def _seats(
+        self, stack: contextlib.ExitStack, task: Task, sources: Mapping[str, str], notes: Notes
+    ) -> dict[str, TimedReplay | None]:
+        """Who can be timed: each with its plan beside an executor, None where there is no plan."""
+        seats: dict[str, TimedReplay | None] = {}
+        for who, source in sources.items():
+            try:
+                replays = self._bench.replays
+                seats[who] = None if replays is None else stack.enter_context(replays.timed(task, source))
+            except (Untraceable, NotReplayable) as error:
+                notes.said.append(f"{who} is timed in its own process: {error}")
+                seats[who] = None
+            except (Stop, ExecutorFault, UnsupportedTask) as error:
+                notes.lost(SideLostError(who, str(error)))
+        return seats
+
     def _side(
-        self, stack: contextlib.ExitStack, who: str, task: Task, precision: Precision, source: str, notes: list[str]
+        self,
+        stack: contextlib.ExitStack,
+        who: str,
+        seat: TimedReplay | None,
+        task: Task,
+        precision: Precision,
+        source: str,
+        notes: Notes,
     ) -> Side:
         """From the candidate's plan, or where there is none in a process that the candidate owns."""
-        replays = self._bench.replays
-        if replays is not None:
+        if seat is not None:
             try:
-                timed = stack.enter_context(replays.timed(task, source, cold=self._bench.cuda.flush_l2))
-                return Side(who, timed.ask, ScoreKind.MEASURED, timed)
-            except (Untraceable, NotReplayable) as error:
-                notes.append(f"{who} is timed in its own process: {error}")
+                seat.open(cold=self._bench.cuda.flush_l2)
+                return Side(who, seat.ask, ScoreKind.MEASURED, seat)
+            except NotReplayable as error:
+                seat.spoil()
+                notes.said.append(f"{who} is timed in its own process: {error}")
             except (Stop, ExecutorFault, UnsupportedTask) as error:
+                seat.spoil()
                 raise SideLostError(who, str(error)) from error
             except RuntimeError as error:
                 if not is_memory(error):
                     raise
+                seat.spoil()
                 raise SideLostError(who, f"no memory for its rotated inputs: {str(error).splitlines()[0]}") from error
         child = stack.enter_context(self._child())
         return self._open(who, child, task, precision, source)
 
-    def _clocked(self, mine: Mapping[str, Side], reference: Reference, notes: list[str], stints: Stints) -> _Clocked:
+    def _clocked(self, mine: Mapping[str, Side], reference: Reference, notes: Notes, stints: Stints) -> Clocked:
         """Every side that can be timed, paired; nothing has been compared yet."""
         with stints.alone():
             self._screen(reference)
@@ -220,11 +232,11 @@ class Stopwatch:
             except SideLostError as lost:
                 for who in (lost.who, *lost.with_it):
                     sides.pop(who, None)
-                notes.append(str(lost))
-                refuted = _refuted(lost) or refuted
+                notes.lost(lost)
+                refuted = refuted_by(lost) or refuted
                 continue
-            return _Clocked(paired, sides, {"throttle": self._clock.throttle(), **asked}, refuted)
-        raise WorkerError("nothing could be timed: " + "; ".join([*reference.notes, *notes]))
+            return Clocked(paired, sides, {"throttle": self._clock.throttle(), **asked}, refuted)
+        raise WorkerError("nothing could be timed: " + "; ".join([*reference.notes, *notes.said]))
 
     def _screen(self, reference: Reference) -> None:
         for who, side in list(reference.sides.items()):
@@ -245,9 +257,10 @@ class Stopwatch:
             one = self._paired(sides, share=1.0 if len(replays) < 2 else 0.5)
         if len(replays) < 2:
             return one
+        compare = self._compared_with(stints)
+        for who in (CANDIDATE, INCUMBENT):
+            compare(sides[who])
         with stints.shared():
-            for who in (CANDIDATE, INCUMBENT):
-                check_outputs(sides[who])
             _swapped(replays[0], replays[1])
         with stints.alone():
             return timing.combined(one, self._paired(sides, share=0.5), EXCHANGED_US)
@@ -298,7 +311,7 @@ class Stopwatch:
         kept = self._reference
         if kept is not None and kept.key == key and kept.worker.alive:
             return kept
-        self._end_reference()
+        self.forget_baseline()
         sides = self._bench.cuda.baselines
         reference = open_reference(self._bench, key, task, sides)
         if not reference.worker.alive:
@@ -309,59 +322,16 @@ class Stopwatch:
         return reference
 
     def close(self) -> None:
-        self._end_reference()
+        self.forget_baseline()
         if self._server is not None:
             self._server.close()
             self._server = None
 
-    def _end_reference(self) -> None:
+    def forget_baseline(self) -> None:
+        """End the process that is kept; the next measurement starts one."""
         if self._reference is not None:
             self._reference.worker.close()
             self._reference = None
-
-
-def _measurement(
-    paired: timing.Paired,
-    sides: Mapping[str, Side],
-    reference: Reference,
-    notes: Sequence[str],
-    floor_us: float | None,
-    cuda: CudaSettings,
-    seen: Mapping[str, str],
-) -> Measurement:
-    timings = tuple(
-        Timing(who, sides[who].kind, estimate.value, estimate.lo, estimate.hi, estimate.n)
-        for who, estimate in paired.medians.items()
-    )
-    ratios = tuple(
-        Ratio(over, estimate.value, estimate.lo / unsure, estimate.hi * unsure, estimate.n)
-        for over, estimate in paired.ratios.items()
-        for unsure in (1.0 + _placement(paired, over),)
-    )
-    protocol = {
-        "protocol": "paired blocks in random order, median of log-ratios, bootstrap 95 %",
-        "block_ms": f"{cuda.block_ms:g}",
-        "flush_l2": str(cuda.flush_l2),
-        "dropped_blocks": str(paired.dropped),
-        "sm_clock_mhz": "unknown" if paired.clock_mhz is None else f"{paired.clock_mhz:g}",
-        "stopped": paired.stopped,
-    }
-    screened = {f"{who}_alone_us": f"{value:.4g}" for who, value in reference.screened.items()}
-    kept = ratios if CANDIDATE in sides else ()
-    note = "; ".join([*reference.notes, *notes])
-    return Measurement(timings, kept, floor_us, {**reference.settings, **protocol, **seen, **screened}, note)
-
-
-def _placement(paired: timing.Paired, over: str) -> float:
-    """PLACEMENT_US relative to the shorter time of a ratio; 0 where places were exchanged."""
-    times = [paired.medians[who].value for who in (CANDIDATE, over) if who in paired.medians]
-    return 0.0 if over == INCUMBENT or not times else PLACEMENT_US / min(times)
-
-
-def _is_new_best(measured: Measurement) -> bool:
-    """Whether a plan was timed and nothing shows that the incumbent is as good."""
-    plan, over = measured.timing(CANDIDATE), measured.ratio(INCUMBENT)
-    return plan is not None and plan.score_kind is ScoreKind.MEASURED and (over is None or over.lo > 1.0)
 
 
 def _swapped(one: TimedReplay, other: TimedReplay) -> None:
@@ -375,7 +345,3 @@ def _swapped(one: TimedReplay, other: TimedReplay) -> None:
         one.spoil()
         other.spoil()
         raise SideLostError(INCUMBENT, text, with_it=(CANDIDATE,)) from error
-
-
-def _refuted(lost: SideLostError) -> str:
-    return lost.why if lost.refuted and lost.who == CANDIDATE else ""

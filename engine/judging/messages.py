@@ -30,8 +30,8 @@ class Failure:
     message: str
 
 
-def is_memory(error: Exception) -> bool:
-    """Whether an error of our own process says that a device or the host has no memory left."""
+def is_memory(error: Exception | str) -> bool:
+    """Whether an error, or what is told of one, says that a device or the host has no memory left."""
     return any(words in str(error).lower() for words in _MEMORY_WORDS)
 
 

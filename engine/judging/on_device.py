@@ -9,7 +9,7 @@ import secrets
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,6 +42,7 @@ class ReplayJudge:
         self.judge, self.planner, self.pool, self.lock = judge, planner, pool, lock
         self._kept: OrderedDict[tuple[str, str], Prepared] = OrderedDict()
         self._one_shot = False
+        self.spare: Callable[[], None] = lambda: None
 
     @contextlib.contextmanager
     def one_shot(self) -> Iterator[None]:
@@ -138,9 +139,8 @@ class ReplayJudge:
                 executor = self.pool.take()
             return executor
         except ExecutorFault as fault:
-            raise Stop(
-                Failure(Status.UNDECIDED, Reason.OUT_OF_MEMORY, f"no executor can start now: {fault}")
-            ) from fault
+            text = f"not enough memory: no executor can start now: {fault}"
+            raise Stop(Failure(Status.UNDECIDED, Reason.OUT_OF_MEMORY, text)) from fault
 
     def compiled_keys(self, task: Task, source: str) -> tuple[str, ...]:
         """Names of the kernels of the candidate's plan at full size. Raises Stop or Untraceable."""
@@ -150,11 +150,14 @@ class ReplayJudge:
         return tuple(dict.fromkeys(key for key in compiled.keys if key is not None))
 
     @contextlib.contextmanager
-    def timed(self, task: Task, source: str, *, cold: bool) -> Iterator[TimedReplay]:
-        """The candidate's plan at full size in an executor of its own, ready for the clock."""
+    def timed(self, task: Task, source: str) -> Iterator[TimedReplay]:
+        """The candidate's plan at full size beside an executor of its own, to be opened for the clock."""
         with self._at_full_size(TimedReplay, task, source) as timed:
-            timed.open(cold=cold)
             yield timed
+
+    def give_back_memory(self) -> None:
+        """What the judge itself keeps of the device's memory."""
+        self.judge.references.give_back_memory()
 
     def counted(self, task: Task, source: str, counters: Sequence[str], limit: int, *, cold: bool) -> Counted:
         """Hardware counters of one call of the candidate, with L2 as the clock finds it."""

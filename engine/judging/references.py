@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine.canonical import Json
 from engine.judging.child import encode_plain
+from engine.judging.device_memory import is_scarce
 from engine.judging.host_ops import OpRecorder
 from engine.judging.inputs import Program, UnsupportedTask, replay
 from engine.judging.numerics import ReferenceError, reference_error, thin
@@ -38,10 +39,8 @@ KEPT_TASKS = 4
 REMEMBERED_BYTES = {"cpu": 256 << 20, "cuda": 6 << 30}
 """Of results, in fp64."""
 
-SCARCE = 0.25
-"""Less than this share of the device's memory free after a check: what is remembered makes room for others' checks."""
 SCARCE_BYTES = 256 << 20
-"""Of results, in fp64, that are remembered then."""
+"""Of results, in fp64, that are remembered while the device's memory is scarce."""
 
 LEFT_BYTES = 12 << 30
 """More than this in use between calls is taken for tensors that wait in reference cycles."""
@@ -130,8 +129,7 @@ class References:
             if torch.cuda.memory_allocated() > LEFT_BYTES:
                 gc.collect()
             torch.cuda.empty_cache()
-            free, total = torch.cuda.mem_get_info()
-            if free < SCARCE * total:
+            if is_scarce():
                 self._forget(SCARCE_BYTES)
                 torch.cuda.empty_cache()
 

@@ -132,6 +132,7 @@ class GpuSide:
         judge.device = self.replays = ReplayJudge(judge, planner, self.pool, lock)
         self.bench = Bench(cuda, limits, opening.gpu_uuid, opening.environment, scratch, self.replays, required)
         self.stopwatch = Stopwatch(self.bench)
+        self.replays.spare = self.stopwatch.forget_baseline
 
     def measure_afresh(self, request: ConfirmRequest) -> Measurement:
         """Times from processes that are started for it, the baselines' among them."""

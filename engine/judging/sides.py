@@ -62,9 +62,11 @@ class SideLostError(Exception):
 
 
 class Replays(Protocol):
-    """Gives a candidate's plan in an executor, ready for the clock; Untraceable or NotReplayable when there is none."""
+    """Gives a candidate's plan beside an executor, to be opened; Untraceable or NotReplayable when there is none."""
 
-    def timed(self, task: Task, source: str, *, cold: bool) -> contextlib.AbstractContextManager[TimedReplay]: ...
+    def timed(self, task: Task, source: str) -> contextlib.AbstractContextManager[TimedReplay]: ...
+
+    def give_back_memory(self) -> None: ...
 
 
 Ask = Callable[[Json, float], Json]

@@ -31,7 +31,8 @@ class FakeWorker:
     """Answers as the baseline process does; `absent` names what does not build, `hangs` what kills it, `loses` what is
     built and then cannot be timed. `us`: what each side takes."""
 
-    def __init__(self, absent=(), hangs=(), loses=(), us=(("eager", 40.0), ("compile", 30.0))):
+    def __init__(self, absent=(), hangs=(), loses=(), us=(("eager", 40.0), ("compile", 30.0)), why="OutOfResources"):
+        self.why = why
         self.absent, self.hangs, self.alive, self.closed = absent, hangs, True, False
         self.loses, self.us, self.blocks = loses, dict(us), []
 
@@ -42,7 +43,7 @@ class FakeWorker:
             if message["who"] in self.hangs:
                 self.alive = False
                 raise WorkerError("gave no answer")
-            return {"absent": "OutOfMemory" if message["who"] in self.absent else None}
+            return {"absent": self.why if message["who"] in self.absent else None}
         self.blocks.append(message["who"])
         if message["who"] in self.loses:
             return {"error": {"type": "RuntimeError", "message": "a graph cannot be replayed"}}
@@ -82,6 +83,7 @@ GOOD = {"open": {"settings": {}, "sets": 2}, "time_block": {"times_us": [20.0, 2
 def stopwatch(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "lock_path", lambda uuid: tmp_path / "lock")
     monkeypatch.setattr(measure, "ForkServerClient", lambda environment, log: None)
+    monkeypatch.setattr(measure, "is_scarce", lambda: False)
 
     def make(workers, children, replays=None, cuda=CUDA):
         left = list(workers)
@@ -145,12 +147,13 @@ def test_a_candidate_that_cannot_be_timed_is_a_note_beside_the_baselines(stopwat
     assert got.timing("eager") is not None
     assert got.ratios == ()
     assert got.note.startswith("candidate: ")
+    assert got.passing
 
 
 def test_a_baseline_that_does_not_build_is_absent_with_a_note(stopwatch):
     got = timed(stopwatch([FakeWorker(absent=("compile",))], [FakeChild(GOOD)]))
     assert [ratio.over for ratio in got.ratios] == ["eager"]
-    assert got.note == "compile is absent: OutOfMemory"
+    assert (got.note, got.passing) == ("compile is absent: OutOfResources", False)
 
 
 def test_a_compiler_that_takes_its_process_along_leaves_the_eager_reference(stopwatch):
@@ -178,12 +181,20 @@ def test_the_baseline_process_is_kept_for_a_task_and_replaced_for_the_next(stopw
 
 
 class FakeReplay:
-    """A plan behind a clock. `wrong`: what comparing its timed results raises."""
+    """A plan behind a clock. `wrong`: what comparing its timed results raises; `lacks`: how often opening it finds no
+    memory."""
 
-    def __init__(self, us=20.0, wrong=None, small=False, fails_after=None, clocks_apart=1.001):
+    def __init__(self, us=20.0, wrong=None, small=False, fails_after=None, clocks_apart=1.001, lacks=0):
+        self.opened, self.lacks = [], lacks
         self.clocks_apart, self.sustained, self.cannot_swap, self.spoiled = clocks_apart, 1.0, None, False
         self.us, self.wrong, self.cold_matters, self.checked, self.swapped = us, wrong, small, 0, 0
         self.left = fails_after
+
+    def open(self, *, cold):
+        if self.lacks:
+            self.lacks -= 1
+            raise NO_MEMORY
+        self.opened.append(cold)
 
     def ask(self, message, timeout_s):
         if self.left is not None:
@@ -206,22 +217,25 @@ class FakeReplay:
 
     def check(self):
         self.checked += 1
-        if self.wrong is not None:
-            raise self.wrong
+        wrong = self.wrong.pop(0) if isinstance(self.wrong, list) else self.wrong
+        if wrong is not None:
+            raise wrong
 
 
 class FakeReplays:
     """Plans by source; an exception is why there is none."""
 
     def __init__(self, **plans):
-        self.plans, self.opened, self.open_now = plans, [], 0
+        self.plans, self.open_now, self.gave_back = plans, 0, 0
+
+    def give_back_memory(self):
+        self.gave_back += 1
 
     @contextlib.contextmanager
-    def timed(self, task, source, *, cold):
+    def timed(self, task, source):
         found = self.plans[source]
         if isinstance(found, Exception):
             raise found
-        self.opened.append((source, cold))
         self.open_now += 1
         try:
             yield found
@@ -243,7 +257,7 @@ def test_a_candidate_with_a_plan_is_measured(stopwatch):
     assert kinds_of(got)["candidate"] is ScoreKind.MEASURED
     assert got.ratio("eager").value == pytest.approx(2.0, rel=0.03)
     assert (got.note, plan.checked) == ("", 1)
-    assert (replays.opened, replays.open_now) == ([("c", True)], 0)
+    assert (plan.opened, replays.open_now) == ([True], 0)
     assert "candidate_warm_us" not in got.settings
 
 
@@ -280,6 +294,7 @@ def test_what_computes_something_else_while_it_is_timed_is_dropped_with_a_note(s
     assert "outputs of timed calls" in got.note
     assert words in got.note
     assert bool(got.refuted) == (who == "candidate" and wrong is WRONG)
+    assert got.passing == (wrong is not WRONG)
     assert replays.open_now == 0
 
 
@@ -292,6 +307,7 @@ def test_without_a_plan_the_candidate_is_timed_in_its_own_process(stopwatch, why
     got = timed(stopwatch([FakeWorker()], [FakeChild(GOOD)], FakeReplays(c=why)))
     assert kinds_of(got)["candidate"] is ScoreKind.UNVERIFIED
     assert got.note == f"candidate is timed in its own process: {why}"
+    assert not got.passing
 
 
 @pytest.mark.parametrize("why", [WRONG, ExecutorFault("timeout", "no answer within 5 s")], ids=["stop", "fault"])
@@ -348,6 +364,55 @@ def test_an_executor_whose_outputs_cannot_be_read_serves_nobody_else(stopwatch):
     assert lost.spoiled
     timed(stopwatch([FakeWorker()], [], FakeReplays(c=wrong)))
     assert not wrong.spoiled
+
+
+NO_MEMORY = RuntimeError("CUDA out of memory. Tried to allocate 6.00 GiB")
+
+
+def test_what_finds_no_memory_beside_others_is_built_again_alone(stopwatch):
+    first, second, plan = FakeWorker(), FakeWorker(), FakeReplay(lacks=1)
+    replays = FakeReplays(c=plan)
+    got = timed(stopwatch([first, second], [], replays))
+    assert kinds_of(got)["candidate"] is ScoreKind.MEASURED
+    assert (got.note, got.passing) == ("built again alone on the GPU, for memory lacked", False)
+    assert (first.closed, second.alive, plan.spoiled, replays.gave_back) == (True, True, True, 1)
+
+
+def test_what_finds_no_memory_alone_either_is_no_candidate(stopwatch):
+    got = timed(stopwatch([FakeWorker(), FakeWorker()], [], FakeReplays(c=FakeReplay(lacks=2))))
+    assert got.timing("candidate") is None
+    assert "no memory for its rotated inputs: CUDA out of memory" in got.note
+    assert got.passing
+
+
+def test_a_baseline_that_found_no_memory_is_not_kept(stopwatch):
+    got = timed(
+        stopwatch(
+            [FakeWorker(absent=("eager",), why="OutOfMemoryError: CUDA out of memory"), FakeWorker()],
+            [FakeChild(GOOD)] * 2,
+        )
+    )
+    assert {ratio.over for ratio in got.ratios} == {"eager", "compile"}
+    assert got.note == "built again alone on the GPU, for memory lacked"
+
+
+@pytest.mark.parametrize(("times", "timed_at_all"), [(1, True), (2, False)])
+def test_outputs_that_find_no_memory_are_compared_again_alone(stopwatch, times, timed_at_all):
+    plan = FakeReplay()
+    plan.wrong = [*[NO_MEMORY] * times, None]
+    replays = FakeReplays(c=plan)
+    got = timed(stopwatch([FakeWorker()], [], replays))
+    assert (got.timing("candidate") is not None) == timed_at_all
+    assert (plan.checked, replays.gave_back) == (2, 1)
+    assert got.refuted == ""
+
+
+def test_no_baseline_is_kept_while_memory_is_scarce(stopwatch, monkeypatch):
+    worker = FakeWorker()
+    watch = stopwatch([worker], [], FakeReplays(c=FakeReplay()))
+    monkeypatch.setattr(measure, "is_scarce", lambda: True)
+    assert timed(watch).ratio("eager") is not None
+    assert worker.closed
 
 
 FORMS = ("eager", "compile", "eager_graph", "compile_graph")

@@ -38,6 +38,9 @@ class Device:
     def alone(self):
         return self._hold("alone")
 
+    def spare(self):
+        self.held.append("nothing kept")
+
 
 @pytest.fixture
 def judge():
@@ -64,7 +67,7 @@ def checks(found, *outcomes):
 def test_what_lacked_memory_is_checked_again_alone(judge, first):
     found = Findings(1)
     judge.with_memory(found, checks(found, first, None))
-    assert judge.device.held == ["shared", "alone"]
+    assert judge.device.held == ["shared", "nothing kept", "alone"]
     assert len(found.checks) == 1
     assert found.remarks[0].startswith("checked again alone on the GPU: ")
 
@@ -75,7 +78,7 @@ def test_what_is_found_alone_stands(judge, second):
     with pytest.raises(type(second)) as caught:
         judge.with_memory(found, checks(found, SHORT, second))
     assert caught.value is second
-    assert judge.device.held == ["shared", "alone"]
+    assert judge.device.held == ["shared", "nothing kept", "alone"]
 
 
 @pytest.mark.parametrize("fault", [WRONG, RuntimeError("shape mismatch")])

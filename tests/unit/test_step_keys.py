@@ -113,6 +113,25 @@ def test_a_fresh_run_adds_its_own_name_to_what_it_measures_itself(tmp_path, back
     assert {inputs["fresh"] for inputs in found.values() if "fresh" in inputs} == {"run"}
 
 
+@pytest.mark.parametrize(("passing", "made"), [(False, 1), (True, 2)])
+def test_a_note_is_remembered_and_what_may_differ_the_next_time_is_not(tmp_path, passing, made):
+    calls = []
+
+    class Noted(FakeBackend):
+        def measure(self, operator, candidate, incumbent):
+            calls.append(candidate)
+            return replace(super().measure(operator, candidate, incumbent), note="eager_graph", passing=passing)
+
+    settings = composed("cuda")
+    caller, journal = Caller(None, settings.llm.retry, Budget(settings.search.budget)), SimpleNamespace(due=None)
+    paid = Paid(
+        settings, backend=Noted(), caller=caller, memo=Memo(tmp_path, "run"), journal=journal, folder=None,
+        free_replies=True,
+    )  # fmt: skip
+    assert [paid.timing(OPERATOR, SOURCE).note for _ in range(2)] == ["eager_graph"] * 2
+    assert len(calls) == made
+
+
 def test_the_page_names_every_name_of_every_kind():
     page = (ROOT / "docs" / "steps.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| ([^|]*)\|", page, re.MULTILINE))
