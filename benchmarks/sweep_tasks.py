@@ -161,13 +161,14 @@ KINDS = (
 )  # fmt: skip
 
 
-def write_tasks(folder: Path, count: int = 20) -> None:
-    """`count` tasks with contracts below `folder`/tasks, and `folder`/script.json with their replies."""
+def write_tasks(folder: Path, count: int = 20, sizes: Sequence[int] = SIZES) -> None:
+    """`count` tasks with contracts below `folder`/tasks, every kind in the first size before the second, and
+    `folder`/script.json with their replies."""
     tasks = folder / "tasks"
     tasks.mkdir(parents=True, exist_ok=True)
     script: list[dict[str, object]] = [{"slot": "*/strategy.*", "text": "{}"}]
     for number in range(count):
-        kind, size = KINDS[number % len(KINDS)], SIZES[number // len(KINDS) % len(SIZES)]
+        kind, size = KINDS[number % len(KINDS)], sizes[number // len(KINDS) % len(sizes)]
         name = f"{kind.name}_{size}"
         tasks.joinpath(f"{name}.py").write_text(kind.task.format(size=size, expression=kind.expression))
         tasks.joinpath(f"{name}.yaml").write_text(CONTRACT)
@@ -182,13 +183,13 @@ def _reply(name: str, kind: Kind, slot: str, block: int, passes: int) -> dict[st
     return {"slot": f"{name}/*/{slot}", "text": text, "usage": usage}
 
 
-def overrides(folder: Path, results: Path, *, replay: bool) -> Sequence[str]:
-    """What an engine's command line needs to run the tasks of `folder` on the CPU back-end: with the script, whose
-    replies are recorded, or with those recordings, which are found by slot."""
+def overrides(folder: Path, results: Path, *, replay: bool, backend: str = "cpu") -> Sequence[str]:
+    """What an engine's command line needs to run the tasks of `folder`: with the script, whose replies are recorded, or
+    with those recordings, which are found by slot."""
     recordings = folder / "recordings"
     scripted = ("llm=scripted", f"llm.script={folder / 'script.json'}", f"llm.record={recordings}")
     return (
-        "backend=cpu",
+        f"backend={backend}",
         *(("llm=replay", f"llm.recordings={recordings}") if replay else scripted),
         "task=path",
         f"task.path={folder / 'tasks'}",
