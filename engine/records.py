@@ -394,18 +394,16 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A reply's place in the stage plan: the address under which recordings travel between machines."""
+    """A reply's place in the stage plan: the address under which recordings travel between machines. `stage`: a name or
+    `seed`; `role`: seed, error_analysis, repair, strategy or optimise; `attempt`: 0 for the first try, n for the n-th
+    repair; `sample`: which seed or candidate of the stage, from 0."""
 
     task_id: str
     category: str
     stage: str
-    """A stage name, or `seed`."""
     role: str
-    """seed, error_analysis, repair, strategy or optimise."""
     attempt: int
-    """0 for the first try, n for the n-th repair."""
     sample: int
-    """Which seed or candidate of the stage, from 0."""
 
     def path(self) -> str:
         """Relative path of the recording, without suffix."""

@@ -220,26 +220,36 @@ class CompileService:
         self._lock = threading.Lock()
         self._running: dict[str, Future[CompiledKernel | CompileProblem]] = {}
 
+    def begin(
+        self, kernels: Sequence[Kernel], target: str, limits: DeviceLimits, timeout_s: float
+    ) -> dict[str, Future[CompiledKernel | CompileProblem]]:
+        """Start on each kernel, by `kernel_key`. `timeout_s`: wall-clock seconds of one."""
+        begun: dict[str, Future[CompiledKernel | CompileProblem]] = {}
+        for kernel in kernels:
+            key = kernel_key(kernel, target)
+            if key not in begun:
+                known = _option_problem(kernel, limits) or self._read(key)
+                begun[key] = self._submit(key, kernel, target, timeout_s) if known is None else _done(known)
+        return begun
+
     def compile(
         self, kernels: Sequence[Kernel], target: str, limits: DeviceLimits, timeout_s: float
     ) -> Mapping[str, CompiledKernel | CompileProblem]:
-        """Each kernel's machine code or problem, by `kernel_key`. `timeout_s`: wall-clock seconds of one kernel.
+        """Each kernel's machine code or problem, by `kernel_key`.
 
         Raises WorkerError or MissingError when the compiler itself cannot be started."""
-        found: dict[str, CompiledKernel | CompileProblem] = {}
-        waiting: dict[str, Future[CompiledKernel | CompileProblem]] = {}
-        for kernel in kernels:
-            key = kernel_key(kernel, target)
-            if key in found or key in waiting:
-                continue
-            known = _option_problem(kernel, limits) or self._read(key)
-            if known is None:
-                waiting[key] = self._submit(key, kernel, target, timeout_s)
-            else:
-                found[key] = known
-        found.update({key: future.result() for key, future in waiting.items()})
+        return self.outcomes(kernels, self.begin(kernels, target, limits, timeout_s), target, limits)
+
+    def outcomes(
+        self,
+        kernels: Sequence[Kernel],
+        begun: Mapping[str, Future[CompiledKernel | CompileProblem]],
+        target: str,
+        limits: DeviceLimits,
+    ) -> Mapping[str, CompiledKernel | CompileProblem]:
+        """What became of kernels that were begun; errors as of `compile`."""
         names = {kernel_key(kernel, target): kernel.name for kernel in kernels}
-        return {key: _fitting(names[key], outcome, limits) for key, outcome in found.items()}
+        return {key: _fitting(name, begun[key].result(), limits) for key, name in names.items()}
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -383,6 +393,12 @@ def _option_problem(kernel: Kernel, limits: DeviceLimits) -> CompileProblem | No
     return _too_much(kernel.name, "threads of a block", 32 * kernel.num_warps, limits.threads) or _too_much(
         kernel.name, "blocks of a cluster", kernel.num_ctas, limits.cluster
     )
+
+
+def _done(outcome: CompiledKernel | CompileProblem) -> Future[CompiledKernel | CompileProblem]:
+    future: Future[CompiledKernel | CompileProblem] = Future()
+    future.set_result(outcome)
+    return future
 
 
 def _fitting(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from engine.canonical import Json
@@ -70,15 +71,20 @@ class Planner:
         # The full size first: most that is wrong shows there, and the policy is decided there.
         traced = sorted(order, key=lambda name: name != FULL)
         plans: dict[str, Plan] = {}
+        begun: dict[str, Future[CompiledKernel | CompileProblem]] = {}
+        target = self.judge.place.target
         with found.stage("trace"), self.judge.child("trace", found) as child:
             for variant in traced:
                 message = self._message(task, source, variant)
                 limit = self.judge.settings.limits.trace_s
                 answer = ask(child, message, limit, f"while it was traced (variant {variant})", variant)
                 plans[variant] = self._accept(task, variant, host_ops, answer, found)
+                # The compiler works on this one's kernels while the next is traced.
+                fresh = [kernel for kernel in plans[variant].kernels if kernel_key(kernel, target) not in begun]
+                begun |= self.compiler.begin(fresh, target, self.limits, COMPILE_S)
         self.on_traced()
         with found.stage("compile"):
-            return self._compile(plans, order, found)
+            return self._compile(plans, order, begun, found)
 
     def _message(self, task: Task, source: str, variant: str) -> Json:
         if variant == FULL:
@@ -171,10 +177,16 @@ class Planner:
             raise Stop(Failure(Status.REJECTED, Reason.WRONG_RESULT, reused), variant)
         return plan
 
-    def _compile(self, plans: Mapping[str, Plan], order: Sequence[str], found: Findings) -> Prepared:
+    def _compile(
+        self,
+        plans: Mapping[str, Plan],
+        order: Sequence[str],
+        begun: Mapping[str, Future[CompiledKernel | CompileProblem]],
+        found: Findings,
+    ) -> Prepared:
         target = self.judge.place.target
         kernels = {kernel_key(kernel, target): kernel for plan in plans.values() for kernel in plan.kernels}
-        outcome = self.compiler.compile(tuple(kernels.values()), target, self.limits, COMPILE_S)
+        outcome = self.compiler.outcomes(tuple(kernels.values()), begun, target, self.limits)
         prepared = {}
         for variant in order:
             plan = plans[variant]

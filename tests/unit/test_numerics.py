@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from engine.judging import numerics
 from engine.judging.numerics import ReferenceError, compare, precision_class, reference_error, ulp
 from engine.judging.reference import round_mantissa
 from engine.records import Reason
@@ -92,6 +93,29 @@ def test_nan_and_infinity_match_where_the_reference_has_them():
     assert compare(exact.float(), exact, own, FP32, torch.float32).reason is None
     flipped = torch.tensor([1.0, float("nan"), -float("inf"), -float("inf")])
     assert compare(flipped, exact, own, FP32, torch.float32).reason is Reason.NON_FINITE
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1 << 24])
+@pytest.mark.parametrize("special", [float("nan"), float("inf")])
+def test_whole_results_are_compared_chunk_by_chunk(monkeypatch, chunk, special):
+    """Chunks of ordinary values take a short way; the outcome is that of the whole."""
+    monkeypatch.setattr(numerics, "CHUNK", chunk)
+    plain = torch.linspace(-3, 3, 12, dtype=torch.float64) + 1e-9
+    exact = torch.linspace(-3, 3, 12, dtype=torch.float64)
+    plain[7] = exact[7] = special
+    own = reference_error(plain, exact)
+    finite = torch.isfinite(exact)
+    scale = float(exact[finite].pow(2).mean().sqrt())
+    assert own.rms == pytest.approx(float((plain - exact)[finite].pow(2).mean().sqrt()) / scale)
+    assert own.largest == pytest.approx(1e-9 / scale)
+    same = compare(plain, exact, own, FP32, torch.float64)
+    assert (same.reason, same.ratio) == (None, pytest.approx(1.0))
+    far = plain.clone()
+    far[2] += 1e-6
+    assert compare(far, exact, own, FP32, torch.float64).reason is Reason.WRONG_RESULT
+    lost = plain.clone()
+    lost[10] = float("nan")
+    assert compare(lost, exact, own, FP32, torch.float64).reason is Reason.NON_FINITE
 
 
 def test_beyond_the_range_of_the_dtype_an_infinity_is_right():

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.judging import timed
+from engine.judging import replayed, timed
 from engine.judging.allowance import Allowance
 from engine.judging.executors import ExecutorFault
 from engine.judging.gpu_graphs import _groups
@@ -524,6 +524,21 @@ def test_what_a_fault_means(judge, fault, expected):
             (Status.FAILED, expected, "nominal"),
             (Status.FAILED, expected, None),
         ]
+
+
+@pytest.mark.parametrize(("fits", "status"), [(True, Status.UNDECIDED), (False, Status.FAILED)])
+def test_tensors_that_only_others_keep_from_the_device_are_not_held_against_a_candidate(
+    judge, monkeypatch, fits, status
+):
+    monkeypatch.setattr(replayed, "fits", lambda size: fits)
+
+    def memory(size, timeout_s):
+        raise ExecutorFault("DriverError", "allocating 25769838304 bytes: out of memory (CUDA error 2)")
+
+    executor = SimpleNamespace(waited_s=0.0, memory=memory, loaded=set())
+    with pytest.raises(Stop) as caught:
+        variant(judge, executor, HONEST).all_suites("")
+    assert (caught.value.failure.status, caught.value.failure.reason) == (status, Reason.OUT_OF_MEMORY)
 
 
 def test_an_executor_is_taken_before_the_lease_that_lets_nobody_start_one(judge):
