@@ -22,7 +22,7 @@ from engine.backends.ascend_probe import HINT, Environment, examine, find_python
 from engine.backends.ceilings import KnownRates, known_rates
 from engine.backends.cuda import kernel_names
 from engine.backends.floors import Floor, floor, stated
-from engine.backends.ladder import Answer, counters_of, metric_values
+from engine.backends.ladder import Answer, counters_of, left_for, metric_values
 from engine.backends.npu_child import PACKAGE, WORKER, environment
 from engine.backends.npu_clock import AS_CANDIDATE
 from engine.canonical import Json, digest, short
@@ -129,8 +129,7 @@ class AscendBackend:
         answers: list[Answer] = []
         timed = not TIMED.isdisjoint(counters_of(metrics, vocabulary, "algebra"))
         for name, profiler in self._backend.profilers.items():
-            known = metric_values(metrics, vocabulary, answers, launches)
-            counters = counters_of([value.metric for value in known if value.value is None], vocabulary, name)
+            counters = counters_of(left_for(name, metrics, vocabulary, answers, launches), vocabulary, name)
             untimed = timed and not any(answer.samples for answer in answers if answer.profiler in COUNTING)
             if counters or (name in COUNTING and untimed):
                 answers.append(self._ask(name, profiler, operator, candidate, counters, answers))

@@ -24,7 +24,7 @@ from engine.backends.answers import INSTRUCTIONS, TIMED, TRACED, algebra_answer,
 from engine.backends.ceilings import KnownRates, known_rates, stored
 from engine.backends.detect import cuda_devices
 from engine.backends.floors import Floor, floor, stated
-from engine.backends.ladder import Answer, counters_of, metric_values
+from engine.backends.ladder import Answer, counters_of, left_for, metric_values
 from engine.confirmation import Confirmation
 from engine.errors import ConfigError, Fault, ProfilerError
 from engine.judging.client import JUDGE_VERSION, JudgeClient, NotCounted
@@ -96,11 +96,7 @@ class CudaBackend:
         answers: list[Answer] = []
         timed = not TIMED.isdisjoint(counters_of(metrics, self._settings.metrics, "algebra"))
         for name, profiler in self._backend.profilers.items():
-            missing = [
-                value.metric
-                for value in metric_values(metrics, self._settings.metrics, answers, launches)
-                if value.value is None
-            ]
+            missing = left_for(name, metrics, self._settings.metrics, answers, launches)
             counters = counters_of(missing, self._settings.metrics, name)
             untimed = timed and not any(answer.samples for answer in answers if answer.profiler in COUNTING)
             if counters or (name in COUNTING and untimed):

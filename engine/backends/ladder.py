@@ -52,12 +52,32 @@ def metric_values(
     answers: Sequence[Answer],
     launches: int | None = None,
 ) -> tuple[MetricValue, ...]:
-    """One value for each wanted metric, from the first answer, in ladder order, that can give it.
+    """One value for each wanted metric, from the answer that gives it with the greatest declared confidence, of equals
+    the first in ladder order.
 
     `launches`: launches of one call where known; a profiler that saw fewer has its sums extrapolated and noted.
     Confidence is the spelling's, less what partial data cost; 0 outside the declared range.
     """
     return tuple(_first_value(name, vocabulary[name], answers, launches) for name in wanted)
+
+
+def left_for(
+    profiler: str,
+    wanted: Sequence[str],
+    vocabulary: Mapping[str, Metric],
+    answers: Sequence[Answer],
+    launches: int | None = None,
+) -> tuple[str, ...]:
+    """The wanted metrics that no answer gives, or that `profiler` is declared to give with greater confidence."""
+
+    def better(value: MetricValue) -> bool:
+        spelled = vocabulary[value.metric].spellings
+        if value.value is None or profiler not in spelled:
+            return value.value is None
+        return spelled[profiler].confidence > spelled[value.source].confidence
+
+    values = metric_values(wanted, vocabulary, answers, launches)
+    return tuple(value.metric for value in values if better(value))
 
 
 def counters_of(wanted: Sequence[str], vocabulary: Mapping[str, Metric], profiler: str) -> tuple[str, ...]:
@@ -69,8 +89,11 @@ def counters_of(wanted: Sequence[str], vocabulary: Mapping[str, Metric], profile
 
 def _first_value(name: str, metric: Metric, answers: Sequence[Answer], launches: int | None) -> MetricValue:
     refused: list[str] = []
+    best: MetricValue | None = None
     for answer in answers:
-        if answer.profiler not in metric.spellings:
+        if answer.profiler not in metric.spellings or (
+            best and metric.spellings[answer.profiler].confidence <= metric.spellings[best.source].confidence
+        ):
             continue
         spelling = metric.spellings[answer.profiler]
         try:
@@ -81,7 +104,9 @@ def _first_value(name: str, metric: Metric, answers: Sequence[Answer], launches:
         problem = _range_problem(found.value, metric)
         confidence = 0.0 if problem else spelling.confidence * found.kept
         notes = "; ".join(filter(None, (*refused, spelling.note, *found.notes, problem)))
-        return MetricValue(name, found.value, metric.unit, answer.profiler, confidence, notes)
+        best = MetricValue(name, found.value, metric.unit, answer.profiler, confidence, notes)
+    if best is not None:
+        return best
     why = "; ".join(refused) or f"no profiler of this back-end spells it (it is known to {_names(metric)})"
     return MetricValue(name, None, metric.unit, "", 0.0, why)
 

@@ -49,15 +49,17 @@ class Stints:
 
 @dataclass(slots=True)
 class Notes:
-    """What is said beside the times. `passing`: the next time may give more."""
+    """What is said beside the times. `passing`: another time may give more; `lacks_memory`: one with nobody beside."""
 
     said: list[str]
     passing: bool = False
+    lacks_memory: bool = False
 
     def lost(self, error: SideLostError) -> None:
         """A side is left out. That a candidate was refuted stays true."""
         self.said.append(str(error))
         self.passing = self.passing or not error.refuted
+        self.lacks_memory = self.lacks_memory or (not error.refuted and is_memory(error))
 
 
 @dataclass(slots=True)
@@ -118,7 +120,7 @@ def measurement_of(
     screened = {f"{who}_alone_us": f"{value:.4g}" for who, value in reference.screened.items()}
     kept = ratios if CANDIDATE in sides else ()
     note = "; ".join([*reference.notes, *notes.said])
-    passing = notes.passing or any(map(is_memory, reference.notes))
+    passing = notes.passing or reference.passing
     return Measurement(
         timings, kept, floor_us, {**reference.settings, **protocol, **seen, **screened}, note, passing=passing
     )

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -219,11 +220,14 @@ class CompileService:
         self._pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="compile")
         self._lock = threading.Lock()
         self._running: dict[str, Future[CompiledKernel | CompileProblem]] = {}
+        self._wanted: Counter[str] = Counter()
+        """By how many each is waited for."""
 
     def begin(
         self, kernels: Sequence[Kernel], target: str, limits: DeviceLimits, timeout_s: float
     ) -> dict[str, Future[CompiledKernel | CompileProblem]]:
-        """Start on each kernel, by `kernel_key`. `timeout_s`: wall-clock seconds of one."""
+        """Start on each kernel, by `kernel_key`; the caller passes them to `outcomes` or `abandon` afterwards.
+        `timeout_s`: wall-clock seconds of one."""
         begun: dict[str, Future[CompiledKernel | CompileProblem]] = {}
         for kernel in kernels:
             key = kernel_key(kernel, target)
@@ -251,6 +255,15 @@ class CompileService:
         names = {kernel_key(kernel, target): kernel.name for kernel in kernels}
         return {key: _fitting(name, begun[key].result(), limits) for key, name in names.items()}
 
+    def abandon(self, begun: Mapping[str, Future[CompiledKernel | CompileProblem]]) -> None:
+        """Nobody waits for these any more: what no other caller wants and has not been started never is."""
+        with self._lock:
+            for key, future in begun.items():
+                if self._running.get(key) is future:
+                    self._wanted[key] -= 1
+                    if not self._wanted[key] and future.cancel():
+                        del self._running[key]
+
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -258,6 +271,7 @@ class CompileService:
         self, key: str, kernel: Kernel, target: str, timeout_s: float
     ) -> Future[CompiledKernel | CompileProblem]:
         with self._lock:
+            self._wanted[key] += 1
             if key not in self._running:
                 self._running[key] = self._pool.submit(self._build, key, kernel, target, timeout_s)
             return self._running[key]
@@ -271,6 +285,7 @@ class CompileService:
         finally:
             with self._lock:
                 self._running.pop(key, None)
+                self._wanted.pop(key, None)
 
     def _lower(self, key: str, kernel: Kernel, target: str, timeout_s: float) -> CompiledKernel | CompileProblem:
         message = {

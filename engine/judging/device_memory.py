@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+
+_CUDA: Any = torch.cuda
 
 SCARCE = 0.25
 """Share of the device's memory; with less of it free, whatever is kept only to save time is given up."""
@@ -19,6 +23,8 @@ def fits(size: int) -> bool:
 
 
 def is_scarce() -> bool:
-    """Of the current device, whoever holds the rest."""
+    """Of the current device, whoever holds the rest. A process that has not used it yet does not ask."""
+    if not _CUDA.is_initialized():
+        return False
     free, total = torch.cuda.mem_get_info()
     return free < SCARCE * total

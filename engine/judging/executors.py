@@ -15,7 +15,9 @@ from engine.canonical import Json
 from engine.errors import EngineError, MissingError
 from engine.judging import arena
 from engine.judging.children import Child, ChildEnded, ChildTimeout, ForkServerClient, new_scratch
+from engine.judging.device_memory import fits
 from engine.judging.gpu_state import lease
+from engine.judging.messages import is_memory
 from engine.judging.sandbox import Confinement
 from engine.settings import LimitSettings
 
@@ -33,6 +35,10 @@ class ExecutorFault(EngineError):
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
         self.kind = kind
+
+
+class NoRoom(ExecutorFault):
+    """The device would hold an arena of that size if others left it; nothing of the candidate's has run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,12 @@ class Executor:
             return self._arena.bytes
         self._leave_arena()
         size = max(size, LEAST_ARENA_BYTES)
-        token = str(self.ask({"op": "reserve", "bytes": size}, timeout_s)["token"])
+        try:
+            token = str(self.ask({"op": "reserve", "bytes": size}, timeout_s)["token"])
+        except ExecutorFault as fault:
+            if is_memory(fault) and fits(size):
+                raise NoRoom(fault.kind, str(fault)) from fault
+            raise
         self._arena = arena.attach(self.seat.device, size, token)
         return self._arena.bytes
 

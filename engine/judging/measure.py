@@ -110,14 +110,14 @@ class Stopwatch:
             # Before the lease: an executor that starts now takes a share of it, which nobody has while one is alone.
             seats = self._seats(stack, task, sources, notes)
             with stints.alone() if alone else stints.shared():
-                reference = self._reference_of(task, precision)
+                reference = self._reference_of(task, precision, alone=alone)
                 mine: dict[str, Side] = {}
                 for who, seat in seats.items():
                     try:
                         mine[who] = self._side(stack, who, seat, task, precision, sources[who], notes)
                     except SideLostError as lost:
                         notes.lost(lost)
-            if not alone and any(map(is_memory, (*reference.notes, *notes.said))):
+            if not alone and (notes.lacks_memory or reference.lacks_memory):
                 raise _NoMemoryError
             clocked = self._clocked(mine, reference, notes, stints)
             if is_scarce():
@@ -134,7 +134,7 @@ class Stopwatch:
                     check_outputs(side)
                 return
             except SideLostError as lost:
-                if not is_memory(lost):
+                if lost.refuted or not is_memory(lost):
                     raise
             if self._bench.replays is not None:
                 self._bench.replays.give_back_memory()
@@ -147,7 +147,7 @@ class Stopwatch:
         """Hardware counters of one eager call of the reference, a `Counted`; SideLostError where it has none."""
         stints = Stints(lock_path(self._bench.gpu_uuid))
         with stints.shared():
-            reference = self._reference_of(task, precision)
+            reference = self._reference_of(task, precision, alone=False)
         request: Json = {"op": "count", "counters": list(counters), "limit": limit}
         with stints.alone():
             return answer(reference.worker.ask, EAGER, request, BLOCK_TIMEOUT_S)
@@ -164,7 +164,8 @@ class Stopwatch:
                 with lease(lock):
                     call_us = statistics.median(side(self._bench.cuda.block_ms / 2))
         except SideLostError as lost:
-            return dataclasses.replace(measured, note="; ".join(filter(None, [measured.note, f"python: {lost.why}"])))
+            note = "; ".join(filter(None, [measured.note, f"python: {lost.why}"]))
+            return dataclasses.replace(measured, note=note, passing=measured.passing or lost.ended)
         note = measured.note
         if call_us < PYTHON_SHARE * plan.median_us:
             text = f"its own Python takes {call_us:.4g} µs a call, less than its plan: they do not do the same"
@@ -186,6 +187,11 @@ class Stopwatch:
                 seats[who] = None
             except (Stop, ExecutorFault, UnsupportedTask) as error:
                 notes.lost(SideLostError(who, str(error)))
+            except RuntimeError as error:
+                if not is_memory(error):
+                    raise
+                text = f"no memory for its reference: {str(error).splitlines()[0]}"
+                notes.lost(SideLostError(who, text))
         return seats
 
     def _side(
@@ -245,7 +251,7 @@ class Stopwatch:
                     times = [statistics.median(side(self._bench.cuda.block_ms / 2)) for _ in range(SCREEN_BLOCKS)]
                 except SideLostError as lost:
                     del reference.sides[who]
-                    reference.notes.append(str(lost))
+                    reference.absent(str(lost), passing=lost.ended)
                     continue
                 reference.screened[who] = statistics.median(times)
 
@@ -306,7 +312,7 @@ class Stopwatch:
         answer(child.ask, who, request, self._bench.limits.run_s)
         return Side(who, child.ask, ScoreKind.UNVERIFIED)
 
-    def _reference_of(self, task: Task, precision: Precision) -> Reference:
+    def _reference_of(self, task: Task, precision: Precision, *, alone: bool) -> Reference:
         key = (task.task_hash, precision)
         kept = self._reference
         if kept is not None and kept.key == key and kept.worker.alive:
@@ -317,7 +323,9 @@ class Stopwatch:
         if not reference.worker.alive:
             # A compiler that hangs or crashes takes the process along; the eager reference alone is still a baseline.
             again = open_reference(self._bench, key, task, tuple(side for side in sides if side in reference.sides))
-            reference = Reference(key, again.worker, again.sides, again.settings, reference.notes + again.notes)
+            again.notes[:0], again.passing = reference.notes, True
+            reference = again
+        reference.alone = alone
         self._reference = reference
         return reference
 

@@ -59,7 +59,7 @@ class Planner:
     def __init__(
         self, judge: Judge, compiler: CompileService, limits: DeviceLimits, on_traced: Callable[[], None]
     ) -> None:
-        """`on_traced` is called when a candidate has a plan, before its kernels are compiled."""
+        """`on_traced` is called when a candidate has a plan at every variant."""
         self.judge, self.compiler, self.limits, self.on_traced = judge, compiler, limits, on_traced
 
     def prepare(
@@ -73,15 +73,19 @@ class Planner:
         plans: dict[str, Plan] = {}
         begun: dict[str, Future[CompiledKernel | CompileProblem]] = {}
         target = self.judge.place.target
-        with found.stage("trace"), self.judge.child("trace", found) as child:
-            for variant in traced:
-                message = self._message(task, source, variant)
-                limit = self.judge.settings.limits.trace_s
-                answer = ask(child, message, limit, f"while it was traced (variant {variant})", variant)
-                plans[variant] = self._accept(task, variant, host_ops, answer, found)
-                # The compiler works on this one's kernels while the next is traced.
-                fresh = [kernel for kernel in plans[variant].kernels if kernel_key(kernel, target) not in begun]
-                begun |= self.compiler.begin(fresh, target, self.limits, COMPILE_S)
+        try:
+            with found.stage("trace"), self.judge.child("trace", found) as child:
+                for variant in traced:
+                    message = self._message(task, source, variant)
+                    limit = self.judge.settings.limits.trace_s
+                    answer = ask(child, message, limit, f"while it was traced (variant {variant})", variant)
+                    plans[variant] = self._accept(task, variant, host_ops, answer, found)
+                    # The compiler works on this one's kernels while the next is traced.
+                    fresh = [kernel for kernel in plans[variant].kernels if kernel_key(kernel, target) not in begun]
+                    begun |= self.compiler.begin(fresh, target, self.limits, COMPILE_S)
+        except BaseException:
+            self.compiler.abandon(begun)
+            raise
         self.on_traced()
         with found.stage("compile"):
             return self._compile(plans, order, begun, found)

@@ -14,13 +14,12 @@ from engine.canonical import Json
 from engine.codec import encode
 from engine.judging.allowance import Allowance
 from engine.judging.compiler import CompiledKernel
-from engine.judging.device_memory import fits
-from engine.judging.executors import Executor, ExecutorFault
+from engine.judging.executors import Executor, ExecutorFault, NoRoom
 from engine.judging.images import Image
 from engine.judging.inputs import derive_seed, flatten, replay
 from engine.judging.judge import Findings, Judge, Stop
 from engine.judging.layout import GARBAGE_BYTE, NAN_BYTE, Guards, Layout, lay_out, set_bytes
-from engine.judging.messages import Failure, is_memory
+from engine.judging.messages import Failure
 from engine.judging.plan import Life, Origin, Plan, Ref
 from engine.judging.reference import fill_parameters
 from engine.judging.runs import Call, VariantRun
@@ -235,10 +234,10 @@ class ReplayedVariant(VariantRun):
             self.replay.run("prelude", 0, self._left())
             if any(len(step.launch) > 1 for step in self.compiled.plan.steady.steps):
                 self._tune()
+        except NoRoom as fault:
+            text = f"not enough memory for its tensors beside what others hold: {fault}"
+            raise Stop(Failure(Status.UNDECIDED, Reason.OUT_OF_MEMORY, text), self.variant) from fault
         except ExecutorFault as fault:
-            if is_memory(fault) and fits(self._sets() * set_bytes(self.compiled.plan)):
-                text = f"not enough memory for its tensors beside what others hold: {fault}"
-                raise Stop(Failure(Status.UNDECIDED, Reason.OUT_OF_MEMORY, text), self.variant) from fault
             raise self._stop(fault, "while its plan was loaded", None) from fault
         if self.compiled.plan.first is not None:
             self._first()

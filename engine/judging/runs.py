@@ -233,14 +233,19 @@ class VariantRun(ABC):
     def _reject(self, call: Call, compared: Comparison, index: int, exact: torch.Tensor, limits: Tolerance) -> None:
         reason, message = compared.reason, compared.message
         assert reason is not None
-        if reason is Reason.WRONG_RESULT and exact.dtype.is_floating_point:
-            looks = self._looks_like(call, compared, index, exact, limits)
-            self.found.precision_class = looks
-            if looks in _HINTS:
-                reason, message = Reason.PRECISION, message + _HINTS[looks]
-        elif reason is Reason.NON_FINITE and self._depends_on_poison(call):
-            reason = Reason.UNWRITTEN
-            message += ". The values change with what fresh memory held: part of the output is never written."
+        try:
+            if reason is Reason.WRONG_RESULT and exact.dtype.is_floating_point:
+                looks = self._looks_like(call, compared, index, exact, limits)
+                self.found.precision_class = looks
+                if looks in _HINTS:
+                    reason, message = Reason.PRECISION, message + _HINTS[looks]
+            elif reason is Reason.NON_FINITE and self._depends_on_poison(call):
+                reason = Reason.UNWRITTEN
+                message += ". The values change with what fresh memory held: part of the output is never written."
+        except RuntimeError as error:
+            # Wrong it is; only why is not known.
+            if not is_memory(error):
+                raise
         raise Stop(Failure(Status.REJECTED, reason, message), self.variant, call.suite)
 
     def _looks_like(

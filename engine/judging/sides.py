@@ -54,11 +54,14 @@ class Bench:
 
 
 class SideLostError(Exception):
-    """A timed process failed; `who` is out of the comparison, and `with_it` too; `why` goes into the note."""
+    """A timed process failed; `who` is out of the comparison, and `with_it` too; `why` goes into the note. `ended`: the
+    process is gone, which another time it may not be."""
 
-    def __init__(self, who: str, why: str, *, refuted: bool = False, with_it: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, who: str, why: str, *, refuted: bool = False, with_it: tuple[str, ...] = (), ended: bool = False
+    ) -> None:
         super().__init__(f"{who}: {why}")
-        self.who, self.why, self.refuted, self.with_it = who, why, refuted, with_it
+        self.who, self.why, self.refuted, self.with_it, self.ended = who, why, refuted, with_it, ended
 
 
 class Replays(Protocol):
@@ -96,7 +99,7 @@ def answer(ask: Ask, who: str, request: Json, timeout_s: float) -> Mapping[str, 
     try:
         given = ask(request, timeout_s)
     except (WorkerError, ChildEnded, ChildTimeout, ExecutorFault) as error:
-        raise SideLostError(who, f"its timed process was lost: {error}") from error
+        raise SideLostError(who, f"its timed process was lost: {error}", ended=True) from error
     if not isinstance(given, Mapping) or "error" in given:
         raise SideLostError(who, _complaint(given))
     return given
@@ -120,6 +123,20 @@ class Reference:
     notes: list[str] = field(default_factory=list)
     screened: dict[str, float] = field(default_factory=dict)
     """µs of each side, timed alone once: which is the fastest."""
+    alone: bool = False
+    """Built while nobody else was let in: more memory there is none."""
+    passing: bool = False
+    """A side is absent because its process was lost or memory lacked."""
+
+    def absent(self, note: str, *, passing: bool) -> None:
+        """A side is left out for as long as this process is kept."""
+        self.notes.append(note)
+        self.passing = self.passing or passing or is_memory(note)
+
+    @property
+    def lacks_memory(self) -> bool:
+        """Whether building it alone may give more sides."""
+        return not self.alone and any(map(is_memory, self.notes))
 
     def paired(self) -> dict[str, Side]:
         """Eager, which speed-ups are stated over, and the fastest."""
@@ -141,9 +158,9 @@ def open_reference(bench: Bench, key: tuple[str, Precision], task: Task, sides: 
             if absent is None:
                 reference.sides[who] = Side(who, worker.ask, ScoreKind.MEASURED)
             else:
-                reference.notes.append(f"{who} is absent: {absent}")
+                reference.absent(f"{who} is absent: {absent}", passing=False)
     except SideLostError as lost:
-        reference.notes.append(f"{lost.who} is absent: {lost.why}")
+        reference.absent(f"{lost.who} is absent: {lost.why}", passing=lost.ended)
     return reference
 
 

@@ -37,7 +37,7 @@ class TimedReplay(ReplayedVariant):
         Before each sample its buffers are poisoned, so that no replay can rest on an earlier one. `cold`: L2 is
         emptied too."""
         self._cold = cold
-        self._unread: list[int] = []
+        self._sampled: list[int] = []
         self._load("")
         self._calls = [self._timed_call(number) for number in range(self.replay.sets)]
         self.fill_state(self._calls[0])
@@ -68,11 +68,14 @@ class TimedReplay(ReplayedVariant):
     def check(self) -> None:
         """Compare outputs of some sets that were replayed, of one where they are large; Stop when the timed calls
         computed something else than judged ones."""
-        # What could not be compared for want of memory still waits for it.
-        sets = self._unread = self._replayed() or self._unread
-        if not sets:
+        sets = self._replayed()
+        if sets:
+            self._sampled = random.Random(secrets.randbits(62)).sample(sets, min(len(sets), CHECKED))
+        # What could not be compared for want of memory is first the next time.
+        if not self._sampled:
             raise NotReplayable("no set was replayed while it was timed")
-        for number in random.Random(secrets.randbits(62)).sample(sets, min(len(sets), CHECKED)):
+        while self._sampled:
+            number = self._sampled[0]
             call = self._calls[number]
             result = self._expected(call)
             if result is not None:
@@ -80,8 +83,8 @@ class TimedReplay(ReplayedVariant):
                 self._where[call.name] = ("steady", number)
                 self._check(call, self._collect([call.name], call.suite)[call.name], result)
                 if result_bytes(result) > LARGE_OUTPUT_BYTES:
-                    break
-        self._unread = []
+                    self._sampled = []
+            del self._sampled[:1]
 
     def spoil(self) -> None:
         """Its executor must serve nobody else."""

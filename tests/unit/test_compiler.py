@@ -481,6 +481,21 @@ def test_other_resources(service, what, limits, says, started):
     assert service.started == started
 
 
+def test_what_nobody_waits_for_is_not_compiled(server, tmp_path):
+    """One worker, held by the first; of what is abandoned before its turn only what another caller wants is built."""
+    made = CompileService(server, tmp_path / "kept", tmp_path / "scratch", Confines(16 << 30, 512, 64 << 20, False), 1)
+    first, second, third = (kernel(asm(f"add.f32 $0, $1, 0f3F90000{i};")) for i in range(3))
+    begun = made.begin([first, second, third], "sm_90", LIMITS, 60.0)
+    wanted = made.begin([third], "sm_90", LIMITS, 60.0)
+    made.abandon(begun)
+    (outcome,) = made.outcomes([third], wanted, "sm_90", LIMITS).values()
+    assert isinstance(outcome, CompiledKernel)
+    assert begun[kernel_key(second, "sm_90")].cancelled()
+    assert isinstance(one(made, second), CompiledKernel)
+    assert made.started == 3
+    made.close()
+
+
 def test_misses_in_parallel_and_each_once(service):
     kernels = [kernel(asm(f"add.f32 $0, $1, 0f3F80000{i};")) for i in range(4)]
     outcomes = service.compile([*kernels, *kernels], "sm_90", LIMITS, 60.0)

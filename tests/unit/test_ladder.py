@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.backends.ladder import Answer, compute, counters_of, metric_values
+from engine.backends.ladder import Answer, compute, counters_of, left_for, metric_values
 from engine.settings import Metric, Spelling
 from profilers.seam import KernelSample
 
@@ -41,6 +41,20 @@ def test_a_missing_counter_falls_to_the_next_profiler_and_says_so():
     (got,) = metric_values(["m"], vocabulary, answers)
     assert (got.value, got.source, got.confidence) == (64.0, "static", 1.0)
     assert "ncu: no counter ghost" in got.note
+
+
+def test_the_greatest_declared_confidence_wins_and_only_a_greater_one_is_asked_for():
+    half = Spelling("regs", confidence=0.5, note="an estimate")
+    vocabulary = {"m": metric("max", static=half, ncu="a"), "n": metric("max", static="regs", ncu="a")}
+    static = Answer("static", (launch(None, regs=64.0),))
+    assert left_for("ncu", ["m", "n"], vocabulary, [static]) == ("m",)
+    assert left_for("trace", ["m", "n"], vocabulary, [static]) == ()
+    estimated, exact = metric_values(["m", "n"], vocabulary, [static, NCU])
+    assert (estimated.value, estimated.source, estimated.confidence, estimated.note) == (90.0, "ncu", 1.0, "")
+    assert (exact.value, exact.source) == (64.0, "static")
+    refused = Answer("ncu", (), "forbidden")
+    (left,) = metric_values(["m"], vocabulary, [static, refused])
+    assert (left.source, left.confidence) == ("static", 0.5)
 
 
 def test_a_substitute_has_the_confidence_and_the_note_that_it_declares():

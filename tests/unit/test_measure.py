@@ -31,13 +31,18 @@ class FakeWorker:
     """Answers as the baseline process does; `absent` names what does not build, `hangs` what kills it, `loses` what is
     built and then cannot be timed. `us`: what each side takes."""
 
-    def __init__(self, absent=(), hangs=(), loses=(), us=(("eager", 40.0), ("compile", 30.0)), why="OutOfResources"):
-        self.why = why
+    def __init__(
+        self, absent=(), hangs=(), loses=(), us=(("eager", 40.0), ("compile", 30.0)), why="OutOfResources", dies=False
+    ):
+        self.why, self.dies = why, dies
         self.absent, self.hangs, self.alive, self.closed = absent, hangs, True, False
         self.loses, self.us, self.blocks = loses, dict(us), []
 
     def ask(self, message, timeout_s):
         if message["op"] == "open":
+            if self.dies:
+                self.alive = False
+                raise WorkerError("gave no answer")
             return {"settings": {"autograd": "off"}, "sets": 3}
         if message["op"] == "build":
             if message["who"] in self.hangs:
@@ -160,6 +165,13 @@ def test_a_compiler_that_takes_its_process_along_leaves_the_eager_reference(stop
     got = timed(stopwatch([FakeWorker(hangs=("compile",)), FakeWorker()], [FakeChild(GOOD)]))
     assert [ratio.over for ratio in got.ratios] == ["eager"]
     assert "compile is absent" in got.note
+    assert got.passing
+
+
+def test_a_baseline_that_dies_at_its_start_is_not_remembered_as_absent(stopwatch):
+    got = timed(stopwatch([FakeWorker(dies=True), FakeWorker(dies=True)], [FakeChild(GOOD)]))
+    assert got.ratios == ()
+    assert got.passing
 
 
 def test_nothing_to_time_is_an_engine_error(stopwatch):
@@ -385,6 +397,34 @@ def test_what_finds_no_memory_alone_either_is_no_candidate(stopwatch):
     assert got.passing
 
 
+def test_a_baseline_that_finds_no_memory_alone_either_is_built_once(stopwatch):
+    workers = [FakeWorker(absent=("compile",), why="OutOfMemoryError: CUDA out of memory") for _ in range(2)]
+    watch = stopwatch(workers, [FakeChild(GOOD) for _ in range(4)])
+    for _ in range(3):
+        got = timed(watch)
+        assert [ratio.over for ratio in got.ratios] == ["eager"]
+        assert got.passing
+    assert [worker.closed for worker in workers] == [True, False]
+
+
+def test_a_plan_that_finds_no_memory_for_its_reference_is_tried_alone(stopwatch):
+    replays = FakeReplays(c=RuntimeError("CUDA out of memory. Tried to allocate 6.00 GiB"))
+    got = timed(stopwatch([FakeWorker(), FakeWorker()], [], replays))
+    assert got.timing("candidate") is None
+    assert got.timing("eager") is not None
+    assert got.passing
+    assert "no memory for its reference" in got.note
+    assert replays.gave_back == 1
+
+
+def test_what_is_wrong_is_not_compared_again(stopwatch):
+    plan = FakeReplay()
+    plan.wrong = [Stop(Failure(Status.REJECTED, Reason.WRONG_RESULT, "not enough memory in it, says the kernel")), None]
+    got = timed(stopwatch([FakeWorker()], [], FakeReplays(c=plan)))
+    assert got.refuted
+    assert (plan.checked, got.passing) == (1, False)
+
+
 def test_a_baseline_that_found_no_memory_is_not_kept(stopwatch):
     got = timed(
         stopwatch(
@@ -443,6 +483,7 @@ def test_a_baseline_that_is_lost_in_screening_is_noted_and_the_next_fastest_pair
     assert set(kinds_of(got)) == {"candidate", "eager", "compile"}
     assert got.note == "eager_graph: RuntimeError: a graph cannot be replayed"
     assert "eager_graph_alone_us" not in got.settings
+    assert not got.passing
 
 
 PROBED = dataclasses.replace(CUDA, python_probe=True)

@@ -100,6 +100,7 @@ def test_without_a_device_nothing_is_held_or_tried_again(judge):
 def test_scarce_memory_makes_a_judge_forget_results_oldest_first(monkeypatch, free, kept):
     monkeypatch.setattr(references, "SCARCE_BYTES", 100)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 100))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 0)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     mine = References("cuda:0")

@@ -112,11 +112,14 @@ class Compiler:
     """Compiles every kernel but those in `problems`, by name."""
 
     def __init__(self, **problems):
-        self.problems, self.asked = problems, []
+        self.problems, self.asked, self.abandoned = problems, [], []
 
     def begin(self, kernels, target, limits, seconds):
         self.asked.append([each.name for each in kernels])
         return {kernel_key(each, target): self._one(each, target) for each in kernels}
+
+    def abandon(self, begun):
+        self.abandoned.append(sorted(begun))
 
     def outcomes(self, kernels, begun, target, limits):
         return {key: begun[key] for key in (kernel_key(each, target) for each in kernels)}

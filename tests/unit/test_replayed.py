@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.judging import replayed, timed
+from engine.judging import timed
 from engine.judging.allowance import Allowance
-from engine.judging.executors import ExecutorFault
+from engine.judging.executors import ExecutorFault, NoRoom
 from engine.judging.gpu_graphs import _groups
 from engine.judging.judge import Findings, Judge, Place, Stop
 from engine.judging.on_device import ReplayJudge
@@ -491,6 +491,35 @@ def test_a_timing_that_replays_nothing_is_noticed(judge, executor, clock):
     assert caught.value.failure.reason is Reason.WRONG_RESULT
 
 
+def test_what_could_not_be_compared_for_want_of_memory_is_compared_the_next_time(judge, executor, clock, monkeypatch):
+    run = opened(judge, Clocked(executor), HONEST)
+    run.ask({"op": "time_block", "ms": 1.0}, 5.0)
+    compared, checked = [], TimedReplay._check
+
+    def lacking(self, call, *rest):
+        compared.append(call.name)
+        if len(compared) == 2:
+            raise RuntimeError("CUDA out of memory")
+        checked(self, call, *rest)
+
+    monkeypatch.setattr(TimedReplay, "_check", lacking)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run.check()
+    run.check()
+    assert compared[2] == compared[1]
+    assert len(set(compared)) == len(compared) - 1 > 1
+
+
+def test_a_wrong_result_is_one_whatever_else_memory_is_wanted_for(judge, executor, monkeypatch):
+    def lacking(*rest):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(ReplayedVariant, "_looks_like", lacking)
+    with pytest.raises(Stop) as caught:
+        variant(judge, executor, plan((*BUFFERS, buffer(BYTES, OP)), NOISY)).all_suites("")
+    assert caught.value.failure.reason is Reason.WRONG_RESULT
+
+
 def test_results_that_go_wrong_while_they_are_timed_are_noticed(judge, executor, clock):
     run = opened(judge, Clocked(executor), counting(30))
     for _ in range(30):
@@ -526,14 +555,10 @@ def test_what_a_fault_means(judge, fault, expected):
         ]
 
 
-@pytest.mark.parametrize(("fits", "status"), [(True, Status.UNDECIDED), (False, Status.FAILED)])
-def test_tensors_that_only_others_keep_from_the_device_are_not_held_against_a_candidate(
-    judge, monkeypatch, fits, status
-):
-    monkeypatch.setattr(replayed, "fits", lambda size: fits)
-
+@pytest.mark.parametrize(("kind", "status"), [(NoRoom, Status.UNDECIDED), (ExecutorFault, Status.FAILED)])
+def test_tensors_that_only_others_keep_from_the_device_are_not_held_against_a_candidate(judge, kind, status):
     def memory(size, timeout_s):
-        raise ExecutorFault("DriverError", "allocating 25769838304 bytes: out of memory (CUDA error 2)")
+        raise kind("DriverError", "allocating 25769838304 bytes: out of memory (CUDA error 2)")
 
     executor = SimpleNamespace(waited_s=0.0, memory=memory, loaded=set())
     with pytest.raises(Stop) as caught:
