@@ -26,11 +26,11 @@ class Stints:
     """Leases of the GPU, alone for the clock or beside others, and the seconds spent so."""
 
     def __init__(self, lock: Path) -> None:
-        self._lock, self.alone_s, self.shared_s = lock, 0.0, 0.0
+        self.lock, self.alone_s, self.shared_s = lock, 0.0, 0.0
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        with lease(self._lock):
+        with lease(self.lock):
             started = time.monotonic()
             try:
                 yield
@@ -39,7 +39,7 @@ class Stints:
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
-        with lease(self._lock, shared=True):
+        with lease(self.lock, shared=True):
             started = time.monotonic()
             try:
                 yield

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from engine.errors import MissingError
 
 LOCKS = Path("/tmp")
 """Not the process's own temporary folder: each judge has one of its own, and all must meet here."""
+
+SHORT_S = 120.0
+"""So long a lack of memory is taken to last: some candidates' time, while engines make room for each other."""
 
 _SM_CLOCK = 1
 _NAME_BYTES = 96
@@ -123,6 +127,27 @@ class _Nvml:
 def lock_path(gpu_uuid: str) -> Path:
     """The host-wide lock file of a GPU; every process of every engine on this machine agrees on it."""
     return LOCKS / f"kernel-engine-{gpu_uuid}.lock"
+
+
+def tell_shortage(lock: Path) -> None:
+    """Let the other engines on this machine know that the GPU of `lock` had no memory for this process."""
+    # Another user's file cannot be written; its owner's last shortage is all that is known then.
+    with contextlib.suppress(OSError):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(lock.with_suffix(".short"), flags, 0o644)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(str(os.getpid()))
+
+
+def is_short(lock: Path) -> bool:
+    """Whether another process lacked memory on that GPU within the last SHORT_S seconds."""
+    path = lock.with_suffix(".short")
+    try:
+        if not 0 <= time.time() - path.lstat().st_mtime < SHORT_S:
+            return False
+        return path.read_bytes()[:20] != str(os.getpid()).encode()
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

@@ -89,9 +89,6 @@ class Findings:
 class OnDevice(Protocol):
     """What a judge with a device asks of it."""
 
-    spare: Callable[[], None]
-    """Frees what else the judge's process holds on the device only to save time."""
-
     def decide(self, task: Task, source: str, host_ops: str, found: Findings) -> bool:
         """Check a candidate from its launch plans; False when no plan describes it."""
 
@@ -100,6 +97,9 @@ class OnDevice(Protocol):
 
     def alone(self) -> contextlib.AbstractContextManager[None]:
         """Hold it with nobody beside."""
+
+    def make_room(self) -> None:
+        """Memory lacks: free what this process holds on the device only to save time, and let others know."""
 
 
 class Judge:
@@ -239,7 +239,7 @@ class Judge:
             found.checks.clear()
             found.remark(f"checked again alone on the GPU: {lacking}")
         self.references.give_back_memory()
-        self.device.spare()
+        self.device.make_room()
         check(self.device.alone())
 
     def _trace(self, task: Task, source: str, host_ops: str, found: Findings) -> None:

@@ -18,9 +18,8 @@ from engine.errors import WorkerError
 from engine.judging import timing
 from engine.judging.children import Child, ChildEnded, ChildTimeout, ForkServerClient, new_scratch
 from engine.judging.clocked import Clocked, Notes, Stints, is_new_best, measurement_of, refuted_by
-from engine.judging.device_memory import is_scarce
 from engine.judging.executors import ExecutorFault
-from engine.judging.gpu_state import SmClock, lease, lock_path
+from engine.judging.gpu_state import SmClock, is_short, lease, lock_path, tell_shortage
 from engine.judging.inputs import UnsupportedTask
 from engine.judging.judge import Stop
 from engine.judging.messages import is_memory
@@ -81,9 +80,10 @@ class Stopwatch:
         try:
             reference, clocked, notes = self._timed(task, precision, sources, stints, alone=False)
         except _NoMemoryError:
+            tell_shortage(stints.lock)
             self.make_room()
             reference, clocked, notes = self._timed(task, precision, sources, stints, alone=True)
-        if is_scarce():
+        if is_short(stints.lock):
             self.forget_baseline()
         if not clocked.paired.medians:
             raise WorkerError("nothing could be timed: " + "; ".join([*reference.notes, *notes.said]))
@@ -120,7 +120,7 @@ class Stopwatch:
             if not alone and (notes.lacks_memory or reference.lacks_memory):
                 raise _NoMemoryError
             clocked = self._clocked(mine, reference, notes, stints)
-            if is_scarce():
+            if is_short(stints.lock):
                 self.forget_baseline()
             clocked.verify(mine, notes, self._compared_with(stints))
         return reference, clocked, notes
@@ -136,6 +136,7 @@ class Stopwatch:
             except SideLostError as lost:
                 if lost.refuted or not is_memory(lost):
                     raise
+            tell_shortage(stints.lock)
             if self._bench.replays is not None:
                 self._bench.replays.give_back_memory()
             with stints.alone():

@@ -17,7 +17,7 @@ from engine.codec import decode, encode
 from engine.judging.allowance import Allowance
 from engine.judging.counted import CountedReplay
 from engine.judging.executors import Executor, ExecutorFault, ExecutorPool
-from engine.judging.gpu_state import lease
+from engine.judging.gpu_state import lease, tell_shortage
 from engine.judging.judge import Findings, Judge, Stop
 from engine.judging.messages import Failure
 from engine.judging.planned import Planner, Prepared, Untraceable
@@ -58,6 +58,10 @@ class ReplayJudge:
 
     def alone(self) -> contextlib.AbstractContextManager[None]:
         return lease(self.lock)
+
+    def make_room(self) -> None:
+        tell_shortage(self.lock)
+        self.spare()
 
     def decide(self, task: Task, source: str, host_ops: str, found: Findings) -> bool:
         """False when no plan describes the candidate: its own process has to run it."""

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from engine.errors import WorkerError
-from engine.judging import measure, sides
+from engine.judging import gpu_state, measure, sides
 from engine.judging.children import ChildEnded, ChildTimeout
 from engine.judging.executors import ExecutorFault
-from engine.judging.gpu_state import lease, lock_path
+from engine.judging.gpu_state import is_short, lease, lock_path, tell_shortage
 from engine.judging.judge import Stop
 from engine.judging.messages import Failure
 from engine.judging.planned import Untraceable
@@ -88,7 +88,6 @@ GOOD = {"open": {"settings": {}, "sets": 2}, "time_block": {"times_us": [20.0, 2
 def stopwatch(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "lock_path", lambda uuid: tmp_path / "lock")
     monkeypatch.setattr(measure, "ForkServerClient", lambda environment, log: None)
-    monkeypatch.setattr(measure, "is_scarce", lambda: False)
 
     def make(workers, children, replays=None, cuda=CUDA):
         left = list(workers)
@@ -447,12 +446,27 @@ def test_outputs_that_find_no_memory_are_compared_again_alone(stopwatch, times, 
     assert got.refuted == ""
 
 
-def test_no_baseline_is_kept_while_memory_is_scarce(stopwatch, monkeypatch):
-    worker = FakeWorker()
-    watch = stopwatch([worker], [], FakeReplays(c=FakeReplay()))
-    monkeypatch.setattr(measure, "is_scarce", lambda: True)
-    assert timed(watch).ratio("eager") is not None
-    assert worker.closed
+def test_while_an_engine_lacks_memory_no_other_keeps_a_baseline(stopwatch, tmp_path, monkeypatch):
+    lock, workers = tmp_path / "lock", [FakeWorker() for _ in range(3)]
+    watch = stopwatch(workers, [], FakeReplays(c=FakeReplay()))
+    timed(watch)
+    assert not (workers[0].closed or is_short(lock))
+    tell_shortage(lock)
+    assert not is_short(lock)
+    lock.with_suffix(".short").write_text("1")
+    for _ in range(2):
+        assert timed(watch).ratio("eager") is not None
+    assert [worker.closed for worker in workers] == [True, True, False]
+    monkeypatch.setattr(gpu_state, "SHORT_S", 0.0)
+    timed(watch)
+    assert not (workers[2].closed or is_short(lock))
+
+
+def test_a_shortage_is_told_through_no_link_and_no_other_users_file(tmp_path):
+    lock, elsewhere = tmp_path / "gpu.lock", tmp_path / "elsewhere"
+    lock.with_suffix(".short").symlink_to(elsewhere)
+    tell_shortage(lock)
+    assert not elsewhere.exists()
 
 
 FORMS = ("eager", "compile", "eager_graph", "compile_graph")

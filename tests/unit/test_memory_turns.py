@@ -38,7 +38,7 @@ class Device:
     def alone(self):
         return self._hold("alone")
 
-    def spare(self):
+    def make_room(self):
         self.held.append("nothing kept")
 
 
