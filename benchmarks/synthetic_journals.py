@@ -110,6 +110,7 @@ class _Run:
         yield self.event("task_started", task, **identity, **known)
         match = {"rule": category, "when": "conv_ops >= 1 and ops >= 2", "outcome": "true", "operands": {"ops": 3}}
         yield self.event("classification", task, evaluations=[match] * 4)
+        yield self.judge_step("baseline", task, None, 8.0)
         for who, median in (("eager", 100.0), ("compile", 80.0), ("eager_graph", 90.0), ("compile_graph", 75.0)):
             times = self.times(median)
             extra = {"settings": {"clock": "graph", "flush": "yes"}, "note": ""}
@@ -124,10 +125,16 @@ class _Run:
         median *= self.draw.uniform(0.98, 1.02)
         return {"score_kind": self.kind, "median_us": median, "lo_us": median * 0.99, "hi_us": median * 1.01, "n": 30}
 
-    def step(self, kind: str, cost: Json) -> None:
+    def step(self, kind: str, cost: Json) -> str:
+        """A line of the ledger; the step's address."""
         key = _hash(f"{self.run_id} {len(self.steps)}")
         now = START + len(self.steps)
         self.steps.append({"t": now, "run_id": self.run_id, "kind": kind, "key": key, "cost": cost, "pid": 1})
+        return key
+
+    def judge_step(self, kind: str, task: str, stage: str | None, wall_s: float) -> Json:
+        """The event of a step of judge, clock or profiler that this run paid for."""
+        return self.event("step", task, stage, step_kind=kind, step=self.step(kind, {"wall_s": wall_s}), wall_s=wall_s)
 
 
 class _Task:
@@ -171,12 +178,12 @@ class _Task:
                 return
 
     def profile(self, stage: str) -> Iterator[Json]:
+        yield self.run.judge_step("profile", self.task, stage, 0.5)
         for kernel in (self.best, None):
             for metric in METRICS:
                 value, note = self.draw.uniform(0, 100), ""
                 found = {"metric": metric, "value": value, "unit": "%", "source": "cupti", "confidence": 1.0}
                 yield self.event("metric", stage, candidate_id=kernel, **found, note=note, contradiction="")
-        self.run.step("profile", {"wall_s": 0.5})
 
     def rule(self, stage: str, kind: str, name: str, operands: Json, *, fired: bool) -> Json:
         said = {"outcome": "true" if fired else "false", "fired": fired, "obeyed": fired, "missing": []}
@@ -213,6 +220,7 @@ class _Task:
             made = {"proposer": "llm", "audit": audit, "category": self.category, "source_hash": name}
             yield self.event("candidate", stage, candidate_id=name[:16], parent_id=parent, **slot, **made)
             correct = self.draw.random() < 0.7
+            yield self.run.judge_step("verdict", self.task, stage, 1.2)
             yield self.verdict(stage, name[:16], correct=correct)
             if correct:
                 yield from self.timed(stage, name[:16], audit=audit)
@@ -228,18 +236,18 @@ class _Task:
         trace = {"launches": 2, "host_ops": ["aten.empty", "aten.view"], "trace_error": "", "remarks": []}
         message = "" if correct else "out[0] at (3, 17): expected 0.25, found 0.5; 12 of 4096 elements differ"
         spent = {"wall_s": 1.2, "gpu_s": 0.2, "stages": {"screen": 0.01, "trace": 0.3, "compile": 0.4, "check": 0.5}}
-        self.run.step("verdict", {"wall_s": 1.2})
         found = {**said, **mode, **trace, "message": message, "sandbox": ["namespaces"], "seed": 7}
         return self.event("verdict", stage, candidate_id=name, **found, **spent)
 
     def timed(self, stage: str, name: str, *, audit: bool) -> Iterator[Json]:
         speedup = self.draw.lognormvariate(0.0, 0.5)
-        self.run.step("timing", {"wall_s": 4.0})
+        yield self.run.judge_step("timing", self.task, stage, 4.0)
         sides = [("candidate", 100 / speedup), ("eager", 100.0), ("compile_graph", 75.0)]
         yield from self.sides(stage, name, sides)
         yield from (self.ratio(stage, name, who, us * speedup / 100) for who, us in sides[1:])
         better = self.best is not None and speedup > self.speedup and not audit
         if better:
+            yield self.run.judge_step("promotion", self.task, stage, 4.0)
             yield from self.sides(stage, name, [sides[0], ("incumbent", 100 / self.speedup), sides[1]])
             yield self.ratio(stage, name, "incumbent", speedup / self.speedup)
             yield self.ratio(stage, name, "eager", speedup)
@@ -260,6 +268,7 @@ class _Task:
 
     def end(self) -> Iterator[Json]:
         if self.best is not None:
+            yield self.run.judge_step("confirm", self.task, None, 9.0)
             held = {"outcome": "confirmed", "status": "correct", "reason": None, "mode": "plan", "message": ""}
             held |= {"error_ratio": 0.5, "variant": None, "suite": None, "variants": {"unseen1": {"BATCH": 7}}}
             held |= {"drops": [{"kernel": "k", "effect": True}], "sanitizers": [], "ratios": [], "chosen": None}

@@ -33,7 +33,10 @@ SWEPT = {
     "thresholds.swizzle_speedup": (0.3, 0.7, 0.95, 2.0),
     "thresholds.staging_speedup": (1.55, 1.6, 1.68, 2.0),
 }
-COLUMNS = "tasks, solved, geomean, score_kind, stages_run, stages_skipped, exits, outcome"
+COLUMNS = (
+    "tasks, solved, geomean, score_kind, stages_run, stages_skipped, exits, outcome, tokens, round(usd, 9), unpriced"
+)
+"""What a run from scratch tells in the same numbers; not its seconds, which a sweep saves."""
 Run = Callable[[str, Sequence[str]], float]
 MODEL = ("reply",)
 FREE = ("facts",)

@@ -31,11 +31,19 @@ SELECT *, round(tokens / nullif(improved, 0)) AS tokens_per_improvement
 FROM stage_yield
 ORDER BY score_kind, tokens_per_improvement DESC NULLS FIRST;
 
--- What a stage took, of a run: model and judge
+-- What a stage took, of a run: model, judge, clock and profiler; no stage: baselines and confirmations
 SELECT run_id, stage, sum(calls) AS calls, sum(tokens) AS tokens, sum(usd) AS usd, round(sum(model_s), 1) AS model_s,
-       round(sum(judge_s), 1) AS judge_s
+       round(sum(judge_s), 1) AS judge_s, round(sum(timing_s), 1) AS timing_s, round(sum(profile_s), 1) AS profile_s,
+       round(sum(tune_s), 1) AS tune_s, round(sum(gpu_s), 1) AS gpu_s
 FROM stage_cost GROUP BY run_id, stage
-ORDER BY tokens DESC;
+ORDER BY gpu_s DESC, tokens DESC;
+
+-- Which of a run's judge, clock and profiler steps it paid for itself, by stage; the rest came from the memo
+SELECT u.run_id, u.stage, u.step_kind, count(*) AS steps, round(sum(u.wall_s), 1) AS seconds, count(s.key) AS paid,
+       round(coalesce(sum(s.wall_s), 0), 1) AS paid_s
+FROM step_uses u LEFT JOIN steps s ON s.run_id = u.run_id AND s.kind = u.step_kind AND s.key = u.step
+GROUP BY u.run_id, u.stage, u.step_kind
+ORDER BY u.run_id, seconds DESC;
 
 -- How often a skip rule is wrong, with the interval of the rate
 SELECT category, stage, rule, score_kind, evidence, false_skips, skips, round(rate, 2) AS rate,
@@ -74,10 +82,14 @@ FROM cost c LEFT JOIN (SELECT run_id, sum(cost_usd) AS paid FROM steps GROUP BY 
 GROUP BY c.run_id
 ORDER BY usd DESC NULLS LAST;
 
--- What the memo saved each run: seconds of steps it would have taken, and those it paid
-SELECT s.run_id, round(sum(s.model_s + s.judge_s), 1) AS seconds_from_scratch, any_value(p.paid_s) AS seconds_paid
-FROM stage_cost s LEFT JOIN (SELECT run_id, sum(wall_s) AS paid_s FROM steps GROUP BY run_id) p USING (run_id)
-GROUP BY s.run_id ORDER BY s.run_id;
+-- What the memo saved each run: seconds of the judge, clock and profiler steps that it needed, and of those it paid for
+WITH needed AS (SELECT DISTINCT run_id, step_kind, step, wall_s FROM step_uses),
+made AS (SELECT DISTINCT run_id, kind, key FROM steps)
+SELECT n.run_id, count(*) AS steps, round(sum(n.wall_s), 1) AS seconds, count(m.key) AS paid,
+       round(coalesce(sum(n.wall_s) FILTER (m.key IS NOT NULL), 0), 1) AS paid_s,
+       round(coalesce(sum(n.wall_s) FILTER (m.key IS NULL), 0), 1) AS saved_s
+FROM needed n LEFT JOIN made m ON m.run_id = n.run_id AND m.kind = n.step_kind AND m.key = n.step
+GROUP BY n.run_id ORDER BY n.run_id;
 
 -- How models answer: tokens, latency, unusable replies
 SELECT model, role, sum(u.calls) AS calls, sum(u.output_tokens) AS output_tokens, sum(u.usd) AS usd,

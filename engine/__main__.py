@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 engine error, 2 bad configuration or something needed is m
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -19,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from engine.canonical import Json, canonical, digest, short
 from engine.codec import decode, did_you_mean, encode
+from engine.command import reader_left
 from engine.errors import ConfigError, EngineError, Fault
 from engine.project import conf_dir, project_root
 from engine.settings import JobEnd, Settings, SweepJob
-from engine.sweeping import close_sweep, shared_compositions
+from engine.sweeping import awaited_jobs, close_sweep, shared_compositions
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -34,6 +36,9 @@ PRECEDENCE = (75, 1, 2)
 """Which code a sweep ends with when its jobs differ: replies can still come, so waiting wins."""
 SUBTREES = {"category": "categories", "backend": "backends", "metric": "metrics"}
 """Groups whose files do not fill the key of their own name."""
+
+LAUNCHERS = {"joblib": "sweep", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+"""Launchers of plugins, and the extra that installs each."""
 
 _THRESHOLD = re.compile(r"\bthresholds\.(\w+)")
 
@@ -54,7 +59,8 @@ def main() -> int:
             if arguments != sys.argv[1:]:
                 _check_sweep(arguments)
             sys.argv[1:] = arguments
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
+            with awaited_jobs(Path(folder)):
+                hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             return _refuse(_explained(arguments, error), debug=False)
         except EngineError as error:
@@ -62,9 +68,14 @@ def main() -> int:
         except KeyboardInterrupt:
             _say("interrupted; the same command continues, finished steps are not paid again")
             return INTERRUPTED
+        except BrokenPipeError:
+            # What Hydra shows itself, such as --help, through `head`.
+            if not reader_left(sys.stdout):
+                raise
         finally:
             ended = _ended(Path(folder))
             close_sweep(ended)
+            reader_left(sys.stdout)
         return _combined(ended)
 
 
@@ -83,7 +94,7 @@ def _explained(arguments: Sequence[str], error: Exception) -> EngineError:
     return ConfigError(diagnose(arguments) or [Fault("command line", _compact(error))])
 
 
-def job(config: DictConfig) -> None:
+def job(config: DictConfig) -> JobEnd:
     """One job as Hydra runs it. Returns normally unless it is interrupted or the engine has a bug, because under a
     sweep an exit or exception would end or hide the other jobs."""
     from hydra.core.hydra_config import HydraConfig
@@ -105,7 +116,10 @@ def job(config: DictConfig) -> None:
         ended = JobEnd(int(number), _refuse(error, debug=debug), None, None, str(error).splitlines()[0])
     finally:
         if folder is not None and gathered:
-            folder.joinpath(str(number)).write_text(canonical(encode(ended)), encoding="utf-8")
+            # The command may have been interrupted before the last of the jobs that a cluster runs.
+            with contextlib.suppress(FileNotFoundError):
+                folder.joinpath(str(number)).write_text(canonical(encode(ended)), encoding="utf-8")
+    return ended
 
 
 def _ended(folder: Path) -> list[JobEnd]:
@@ -128,7 +142,7 @@ def _refuse(error: EngineError, *, debug: bool) -> int:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"engine: {text}\n")
+    reader_left(sys.stderr, f"engine: {text}\n")
 
 
 def decode_config(config: DictConfig) -> Settings:
@@ -295,13 +309,15 @@ def diagnose(arguments: Sequence[str]) -> list[Fault]:
     faults: list[Fault] = []
     sound = [values[0] for values in swept]
     if _refusal(sound, folders):
-        sound = []
+        sound, absent = [], False
         for values in swept:
             refused = _refusal([*sound, values[0]], folders)
-            if refused:
-                faults.append(Fault(values[0], refused, "command line"))
-            else:
+            if not refused:
                 sound.append(values[0])
+            elif not (absent and values[0].startswith("hydra.launcher.")):
+                # The keys of a launcher that is not there are unknown for no fault of their own.
+                faults.append(Fault(values[0], refused, "command line"))
+            absent = absent or (bool(refused) and values[0].startswith("hydra/launcher="))
     faults += _faults(sound, folders)
     for values in swept:
         for text in values[1:]:
@@ -364,8 +380,11 @@ def _compact(error: BaseException) -> str:
     from omegaconf.errors import OmegaConfBaseException
 
     if isinstance(error, MissingConfigException) and error.options:
-        name = str(error.missing_cfg_file).rsplit("/", 1)[-1].removesuffix(".yaml")
-        return f"no option '{name}'{did_you_mean(name, error.options)}"
+        group, _, name = str(error.missing_cfg_file).removesuffix(".yaml").rpartition("/")
+        if group == "hydra/launcher" and name in LAUNCHERS:
+            return f"the launcher '{name}' is not installed: pip install 'kernel-engine[{LAUNCHERS[name]}]'"
+        known = [*error.options, *(LAUNCHERS if group == "hydra/launcher" else ())]
+        return f"no option '{name}'{did_you_mean(name, known)}"
     if isinstance(error, OverrideParseException):
         return "cannot be read as key=value; a value with spaces, commas or < needs inner quotes: 'key=\"a < b\"'"
     cause = error.__cause__ or error

@@ -9,16 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.canonical import Json
+from engine.command import reader_left, silence
 from engine.decode import run_identity
-from engine.display import end_table, forecast_text, open_display
+from engine.display import Display, end_table, forecast_text, open_display
 from engine.errors import EngineError, StoreError
+from engine.expectation import as_foretold, foretell
 from engine.files import write_whole
-from engine.forecast import as_history, as_tree, expected
-from engine.history import read_history
+from engine.history import read_history, read_own
 from engine.journal import read_events
 from engine.project import resolve
 from engine.report import rows, summary, write_report, write_reports
-from engine.run import execute, foresee
+from engine.run import Listener, execute, foresee
 from engine.settings import JobEnd, Settings, SweepJob
 
 
@@ -28,12 +29,12 @@ def run_job(settings: Settings, tree: Json, sweep: SweepJob | None, *, leave_ing
     `leave_ingest`: the command that started the jobs of a sweep takes all journals into the database at its end."""
     number = sweep.job if sweep is not None else 0
     if settings.run.mode == "forecast":
-        _foretell(settings)
+        _foretell(settings, run_identity({**tree, "run": {**tree["run"], "mode": "run"}}))
         return JobEnd(number, 0, None, None, "")
     display = open_display(settings.display.mode, sys.stderr)
     results = resolve(settings.paths.results)
     try:
-        outcome = execute(settings, tree, sweep=sweep, listeners=(display.show,))
+        outcome = execute(settings, tree, sweep=sweep, listeners=(_watched(display),))
     except (EngineError, KeyboardInterrupt):
         _leave_partial(results, run_identity(tree), shown=sweep is None)
         raise
@@ -44,20 +45,40 @@ def run_job(settings: Settings, tree: Json, sweep: SweepJob | None, *, leave_ing
     if not (sweep is not None and outcome.found):
         write_reports(folder, events)
     if sweep is None:
-        sys.stdout.write(end_table(rows(events), folder=str(folder)))
-        sys.stdout.write(f"report: {write_report(folder, events)}\n")
+        told = f"{end_table(rows(events), folder=str(folder))}report: {write_report(folder, events)}\n"
     else:
-        sys.stdout.write(job_line(sweep, events, found=outcome.found))
-    if sweep is None or not leave_ingest:
+        told = job_line(sweep, events, found=outcome.found)
+    left_early = reader_left(sys.stdout, told)
+    if sweep is None or not leave_ingest or left_early:
         take_in(results)
+    if sweep is not None and left_early:
+        raise KeyboardInterrupt
     why = outcome.budget or ""
     if outcome.failed:
         why = f"lost {', '.join(outcome.failed)}"
     if outcome.waiting:
         why = f"waiting for replies: {', '.join(outcome.waiting)}"
-        sys.stderr.write(f"{why}; the same command continues\n")
+        reader_left(sys.stderr, f"{why}; the same command continues\n")
     left = str(results) if sweep is not None and leave_ingest else None
     return JobEnd(number, outcome.exit_code, outcome.run_id, left, why)
+
+
+def _watched(display: Display) -> Listener:
+    """Shows each event. Where nobody reads what is shown any more, the run ends as by Ctrl-C: it would spend unseen."""
+    left = False
+
+    def show(event: Json) -> None:
+        nonlocal left
+        if left:
+            return
+        try:
+            display.show(event)
+        except BrokenPipeError as error:
+            left = True
+            silence(sys.stderr)
+            raise KeyboardInterrupt from error
+
+    return show
 
 
 def _leave_partial(results: Path, run_id: str, *, shown: bool) -> None:
@@ -70,7 +91,7 @@ def _leave_partial(results: Path, run_id: str, *, shown: bool) -> None:
             return
         write_reports(folder, events)
         if shown:
-            sys.stdout.write(end_table(rows(events), folder=str(folder)))
+            reader_left(sys.stdout, end_table(rows(events), folder=str(folder)))
         take_in(results)
 
 
@@ -81,7 +102,7 @@ def take_in(results: Path) -> None:
     try:
         ingest(results)
     except StoreError as error:
-        sys.stderr.write(f"{error}\n")
+        reader_left(sys.stderr, f"{error}\n")
 
 
 def job_line(sweep: SweepJob, events: Sequence[Json], *, found: bool) -> str:
@@ -93,15 +114,14 @@ def job_line(sweep: SweepJob, events: Sequence[Json], *, found: bool) -> str:
     return f"job {sweep.job}  {' '.join(sweep.overrides)}: {', '.join([*parts, *known])}\n"
 
 
-def _foretell(settings: Settings) -> None:
-    """Print what the run would do; with `run.write`, leave it and the rendered prompts in that folder, too."""
+def _foretell(settings: Settings, run_id: str) -> None:
+    """Print what the run of this id would do; with `run.write`, leave it and the rendered prompts there, too."""
     results = resolve(settings.paths.results)
     tasks = foresee(settings)
     history = read_history(results, settings.llm.model)
-    told = [(task, expected(settings, task, history)) for task in tasks]
-    tree = {"tasks": [as_tree(*pair) for pair in told], "history": as_history(history)}
-    text = json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
-    sys.stdout.write(text if settings.run.form == "json" else forecast_text(told, history))
+    told = foretell(settings, tasks, history, read_own(results, run_id))
+    text = json.dumps(as_foretold(told, history), indent=1, ensure_ascii=False) + "\n"
+    reader_left(sys.stdout, text if settings.run.form == "json" else forecast_text(told, history, settings.run.write))
     if settings.run.write is None:
         return
     folder = Path(settings.run.write).expanduser()

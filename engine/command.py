@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
 
 from engine.errors import EngineError
 
@@ -23,3 +26,20 @@ def exit_code(work: Callable[[], int], prefix: str = "") -> int:
         return 0
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def reader_left(stream: TextIO, text: str = "") -> bool:
+    """Write to a stream of this process; whether nobody reads it any more, as after `head`. It is then silenced."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        silence(stream)
+        return True
+    return False
+
+
+def silence(stream: TextIO) -> None:
+    """From now on what is written to this stream goes nowhere: Python would tell of a closed pipe at its end."""
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())

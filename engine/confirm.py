@@ -32,8 +32,9 @@ def confirm_best(state: TaskState, paid: Paid, folder: RunFolder) -> bool | None
             state.best = None
             folder.remove_best(state.task_id)
             continue
-        measured = kernel.measurement if chosen is None else made.measurements[chosen]
-        state.best = dataclasses.replace(kernel, measurement=measured)
+        state.best = kernel
+        if chosen is not None:
+            state.best = dataclasses.replace(kernel, measurement=made.measurements[chosen], timed=True)
         folder.write_best(state.task_id, kernel.source)
         return True if made.confirmed else None
     return False

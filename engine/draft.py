@@ -8,10 +8,20 @@ from dataclasses import dataclass, field, replace
 from engine.canonical import digest_text
 from engine.errors import AwaitingReply, BudgetSpent, EngineError, LlmError, LlmRefused
 from engine.extract import extract_code, extract_json
-from engine.kernel import Kernel, Scores, accepts_estimates, counted, fact_operands, scores, trace_metrics
+from engine.kernel import (
+    UNTIMED,
+    Kernel,
+    Scores,
+    accepts_estimates,
+    counted,
+    fact_operands,
+    score_view,
+    scores,
+    trace_metrics,
+)
 from engine.llm import request_for
 from engine.paid import Paid, candidate_id
-from engine.prompts import Attempt, MetricRow, PromptContext, Prompts, ScoreView, trim_error
+from engine.prompts import Attempt, MetricRow, PromptContext, Prompts, trim_error
 from engine.records import Judged, Measurement, Operator, Reason, Reply, Slot, Status, Verdict
 from engine.rules import Evaluation, Expression, Value, apply
 from engine.settings import Category, Settings, Stage
@@ -102,8 +112,8 @@ class Drafter:
         self.expressions = expressions
 
     def draft(self, state: TaskState, plan: Plan, sample: int) -> Kernel | None:
-        """One draft with its repairs. None when nothing correct came out; the failures are in the journal and in
-        `state.history`. Raises AwaitingReply and BudgetSpent."""
+        """One draft with its repairs, also in `state.found`. None when nothing correct came out; the failures are in
+        the journal and in `state.history`. Raises AwaitingReply and BudgetSpent."""
         role = SEED if plan.stage is None else "optimise"
         start = len(state.history)
         base = self._context(state, plan, sample)
@@ -153,7 +163,7 @@ class Drafter:
             analysis=None,
             strategy=None,
             metrics=plan.metrics,
-            scores=_view(view) if best else None,
+            scores=score_view(view) if best else None,
             history=self._history(state, plan, []),
             sample=sample,
             samples=plan.samples,
@@ -266,9 +276,20 @@ class Drafter:
         broken = self.violated(state, plan, name, source, verdict)
         if broken:
             return self._failed(state, plan, role, Failure(str(Reason.REQUIREMENT), broken, source, name))
-        measurement = self.paid.timing(state.operator, Judged(source, verdict.trace))
-        note_measurement(self.paid, state.task_id, plan.name, name, measurement)
-        return Kernel(name, source, plan.name, verdict, measurement)
+        return self._timed(state, Kernel(name, source, plan.name, verdict, UNTIMED, timed=False))
+
+    def _timed(self, state: TaskState, kernel: Kernel) -> Kernel:
+        """The kernel with its time, in `state.found`, where it is first without one: no stop loses what was judged."""
+        found = state.found[kernel.stage]
+        found.append(kernel)
+        try:
+            measurement = self.paid.timing(state.operator, kernel.judged)
+        except BudgetSpent as spent:
+            found[-1] = replace(kernel, measurement=replace(UNTIMED, note=str(spent)))
+            raise
+        self.paid.note_measurement(state.task_id, kernel.stage, kernel.candidate_id, measurement)
+        found[-1] = replace(kernel, measurement=measurement, timed=True)
+        return found[-1]
 
     def _failed(self, state: TaskState, plan: Plan, role: str, failure: Failure) -> Failure:
         message = trim_error(failure.message, self.settings.search.error_chars // 4)
@@ -399,50 +420,6 @@ def note_rule(
             f"rule '{evaluation.rule}' of stage '{stage}' cannot be decided: no value for {absent}",
             hint="the rule says on_missing: fail; provide the metric, or declare ignore or fire",
         )
-
-
-def note_measurement(paid: Paid, task_id: str, stage: str, name: str, measurement: Measurement) -> None:
-    """Journal every timing and paired ratio of one candidate."""
-    for timing in measurement.timings:
-        paid.journal.write(
-            "timing",
-            task_id=task_id,
-            stage=stage,
-            candidate_id=name,
-            who=timing.who,
-            score_kind=timing.score_kind.value,
-            median_us=timing.median_us,
-            lo_us=timing.lo_us,
-            hi_us=timing.hi_us,
-            n=timing.n,
-            floor_us=measurement.floor_us,
-            below_floor=measurement.below_floor and timing.who == "candidate",
-        )
-    for ratio in measurement.ratios:
-        paid.journal.write(
-            "ratio",
-            task_id=task_id,
-            stage=stage,
-            candidate_id=name,
-            over=ratio.over,
-            value=ratio.value,
-            lo=ratio.lo,
-            hi=ratio.hi,
-            n=ratio.n,
-        )
-
-
-def _view(view: Scores) -> ScoreView:
-    return ScoreView(
-        speedup=view.speedup,
-        speedup_fastest=view.speedup_fastest,
-        fastest=view.fastest,
-        headroom=view.headroom,
-        score_kind=view.score_kind.value if view.score_kind else None,
-        best_us=view.best_us,
-        eager_us=view.eager_us,
-        floor_us=view.floor_us,
-    )
 
 
 def _facts_of(evaluation: Evaluation) -> str:

@@ -1,20 +1,17 @@
-"""What a run would do, without doing it: stages, prompts, the bounds on model calls, and what earlier runs took."""
+"""What a run would do, without doing it: stages, prompts and the bounds on model calls."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from engine.canonical import Json
 from engine.classify import classify
-from engine.history import History, Taken
 from engine.kernel import fact_operands
 from engine.llm.quote import prompt_tokens
 from engine.prompts import PromptContext, Prompts
 from engine.records import Device, Facts, Message, Operator
-from engine.rules import apply, parse
-from engine.settings import Settings, Stage
+from engine.rules import Evaluation, apply, parse
+from engine.settings import Rule, Settings, Stage
 from engine.vocabulary import operands
 
 PARENT = "# The best kernel so far stands here. What it is, its scores and its metrics are known only in the run."
@@ -52,9 +49,13 @@ class StageForecast:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
+    """`unsolved_calls`: those of seeds none of which is ever correct, after which the plan ends."""
+
     task_id: str
+    task_hash: str
     category: str
     least_seed_calls: int
+    unsolved_calls: int
     seed_calls: int
     stages: tuple[StageForecast, ...]
     seed_prompts: tuple[Prompt, ...] = ()
@@ -65,22 +66,12 @@ class Forecast:
 
     @property
     def least(self) -> int:
-        return self.least_seed_calls + sum(stage.least for stage in self.stages)
+        """Every draft correct at once and the plan cut short wherever a rule may do so, or no seed correct at all."""
+        return min(self.least_seed_calls + sum(stage.least for stage in self.stages), self.unsolved_calls)
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
         return (*self.seed_prompts, *(prompt for stage in self.stages for prompt in stage.prompts))
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """The medians of earlier runs times the numbers of calls, least and most; None where no earlier run tells. `n`:
-    the smallest number of earlier calls that a median is made from."""
-
-    tokens: tuple[float, float] | None
-    usd: tuple[float, float] | None
-    seconds: tuple[float, float] | None
-    n: int
 
 
 def calls_bound(settings: Settings, *, seeds: bool, stage: Stage | None) -> int:
@@ -108,16 +99,21 @@ def forecast(settings: Settings, operator: Operator, prompts: Prompts | None = N
     stages = []
     ended = False
     for stage_name, stage in settings.categories[name].stages.items():
-        why = _skipped_by_facts(settings, operator.facts, stage)
+        skips = _by_facts(settings, operator.facts, stage.skip_when)
+        why = next((said.why for said in skips if said.outcome == "true"), None)
         most = 0 if why else calls_bound(settings, seeds=False, stage=stage)
-        sure = not why and not ended and not stage.skip_when
+        sure = not ended and all(said.outcome == "false" for said in skips)
         least = stage.budget.candidates * (2 if settings.search.strategy else 1) if sure else 0
-        ended = ended or bool(stage.exit_when)
+        exits = () if why else _by_facts(settings, operator.facts, stage.exit_when)
+        ended = ended or any(said.outcome != "false" for said in exits)
         shown = () if why or prompts is None else _stage_prompts(settings, operator, name, stage_name, stage, prompts)
         stages.append(StageForecast(stage_name, least, most, why, shown))
     seeds = calls_bound(settings, seeds=True, stage=None)
     shown = () if prompts is None else _seed_prompts(settings, operator, name, prompts)
-    return Forecast(operator.task.task_id, name, settings.search.seeds, seeds, tuple(stages), shown)
+    drafts = settings.search.seeds
+    unsolved = drafts * (1 + settings.search.seed_repairs)
+    task = operator.task
+    return Forecast(task.task_id, task.task_hash, name, drafts, unsolved, seeds, tuple(stages), shown)
 
 
 def _seed_prompts(settings: Settings, operator: Operator, category: str, prompts: Prompts) -> tuple[Prompt, ...]:
@@ -175,83 +171,11 @@ def _context(
     )
 
 
-def expected(settings: Settings, task: Forecast, history: History) -> Expected:
-    """What earlier calls of the same roles took, times this task's calls. `tokens`, `usd` and `seconds` of replies."""
-    stages = settings.categories[task.category].stages
-    most = Counter(roles_bound(settings, seeds=True, stage=None))
-    least = Counter({"seed": settings.search.seeds})
-    for stage in task.stages:
-        most.update(roles_bound(settings, seeds=False, stage=stages[stage.name]) if stage.calls else {})
-        if stage.least:
-            drafts = stages[stage.name].budget.candidates
-            least.update({"optimise": drafts, **({"strategy": drafts} if settings.search.strategy else {})})
-    most = +most
-    known = {role: history.roles[role] for role in most if role in history.roles}
-    if most.keys() - known.keys():
-        return Expected(None, None, None, 0)
-
-    def times(value: Mapping[str, float]) -> tuple[float, float]:
-        return sum(value[role] * n for role, n in least.items()), sum(value[role] * n for role, n in most.items())
-
-    prices = {role: taken.usd for role, taken in known.items() if taken.usd is not None}
-    return Expected(
-        tokens=times({role: taken.tokens for role, taken in known.items()}),
-        usd=times(prices) if prices.keys() == known.keys() else None,
-        seconds=times({role: taken.seconds for role, taken in known.items()}),
-        n=min(taken.n for taken in known.values()),
-    )
-
-
-def as_tree(task: Forecast, told: Expected) -> Json:
-    """One task as JSON, prompts by name and size."""
-    return {
-        "task_id": task.task_id,
-        "category": task.category,
-        "calls": {"least": task.least, "most": task.calls},
-        "seed_calls": {"least": task.least_seed_calls, "most": task.seed_calls},
-        "stages": [
-            {"stage": stage.name, "least": stage.least, "most": stage.calls, "skipped": stage.skipped}
-            for stage in task.stages
-        ],
-        "prompts": [
-            {"name": prompt.name, "chars": prompt.chars, "tokens": prompt.tokens, "complete": prompt.complete}
-            for prompt in task.prompts
-        ],
-        "expected": {
-            "tokens": _pair(told.tokens),
-            "usd": _pair(told.usd),
-            "reply_s": _pair(told.seconds),
-            "n": told.n,
-        },
-    }
-
-
-def as_history(history: History) -> Json:
-    """The medians that the expectation is made from, as JSON."""
-
-    def tell(taken: Taken) -> Json:
-        return {"n": taken.n, "seconds": taken.seconds, "tokens": taken.tokens, "usd": taken.usd}
-
-    return {
-        "model": history.model,
-        "roles": {role: tell(taken) for role, taken in sorted(history.roles.items())},
-        "judge": {kind: {"n": taken.n, "seconds": taken.seconds} for kind, taken in sorted(history.kinds.items())},
-        "calls_a_task": list(history.calls_a_task),
-    }
-
-
-def _pair(values: tuple[float, float] | None) -> Json:
-    return None if values is None else {"least": values[0], "most": values[1]}
-
-
-def _skipped_by_facts(settings: Settings, facts: Facts, stage: Stage) -> str | None:
+def _by_facts(settings: Settings, facts: Facts, rules: Mapping[str, Rule]) -> list[Evaluation]:
+    """What task facts and thresholds alone say of each rule; none is obeyed while they are only observed."""
+    if settings.search.rules == "observe":
+        return []
     known = operands(settings.metrics, settings.thresholds)
     values = dict(fact_operands(facts))
     values |= {f"thresholds.{name}": value for name, value in settings.thresholds.items()}
-    if settings.search.rules == "observe":
-        return None
-    for name, rule in stage.skip_when.items():
-        evaluation = apply(name, "skip", rule, parse(rule.when, known), values)
-        if evaluation.fired and evaluation.outcome == "true":
-            return rule.why
-    return None
+    return [apply(name, "skip", rule, parse(rule.when, known), values) for name, rule in rules.items()]

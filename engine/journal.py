@@ -9,6 +9,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +24,15 @@ Listener = Callable[[Json], None]
 
 ENVELOPE = ("v", "run_id", "seq", "t", "kind", "task_id", "stage")
 """Fields of every event, in the order in which they are written."""
+
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "run_id": (str,),
+    "seq": (int,),
+    "t": (int, float),
+    "kind": (str,),
+    "task_id": (str, type(None)),
+    "stage": (str, type(None)),
+}
 
 _SLOT = ("role", "attempt", "sample")
 
@@ -77,6 +87,7 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "reply_unusable": (*_SLOT, "problem", "message"),
     "advice_unreadable": (*_SLOT, "expected"),
     "prompt_drift": ("slot", "difference"),
+    "step": ("step_kind", "step", "wall_s"),
     "candidate": (
         "candidate_id",
         "parent_id",
@@ -160,12 +171,33 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
 }
 """Required fields by kind. A field may be null, never absent; further fields are kept as they come."""
 
+_STATES: Mapping[str, tuple[str, ...]] = {
+    "run_started": (),
+    "environment": (),
+    "task_started": (),
+    "classification": (),
+    "baseline": ("who",),
+    "stage_started": (),
+    "stage_ended": (),
+    "task_ended": (),
+    "run_ended": (),
+}
+"""Events of which the last one holds: the fields that, beside task and stage, name what it is said of."""
+
+Subject = tuple[Json, ...]
+
+_END: Subject = ("run_ended", None, None)
+
+_UNCLEAN = re.compile(rb"\\u|NaN|Infinity|\d[eE]\+?\d{3}")
+"""What `_clean` may have to replace, in the text of a line."""
+
 
 class Journal:
     """Appends events of one run; one process at a time.
 
     A run that is continued repeats its events: one whose content (all but seq and t) is in the file already is not
-    written again, but still handed to the listeners as it was stored.
+    written again, but still handed to the listeners as it was stored. Of what is said again and again, such as how a
+    task began, the last event must hold: after another one, as when a task was edited and edited back, it is written.
     """
 
     def __init__(self, path: Path, run_id: str, listeners: tuple[Listener, ...] = ()) -> None:
@@ -197,7 +229,10 @@ class Journal:
         for event in events:
             if event["run_id"] != self.run_id:
                 raise StoreError(f"{self.path}: expected events of run {self.run_id}, found run {event['run_id']}")
-        self._known = {_identity(event): event for event in events}
+        self._known: dict[str, Json] = {}
+        self._latest: dict[Subject, str] = {}
+        for event in events:
+            self._remember(_identity(event), event)
         self._next = max((event["seq"] for event in events), default=-1) + 1
 
     def write(
@@ -224,9 +259,18 @@ class Journal:
             listener(event)
         return event
 
+    def _remember(self, identity: str, event: Json) -> None:
+        self._known[identity] = event
+        subject = _subject(event)
+        if subject is not None:
+            self._latest[subject] = identity
+        if event["kind"] == "task_started":
+            # A run that begins a task again has not ended, whatever its last end says.
+            self._latest.pop(_END, None)
+
     def _stored(self, content: dict[str, Json], durable: bool) -> Json:
-        identity = _identity(content)
-        if identity in self._known:
+        identity, subject = _identity(content), _subject(content)
+        if identity in self._known and (subject is None or self._latest.get(subject) == identity):
             return self._known[identity]
         numbered = {**content, "seq": self._next, "t": round(time.time(), 6)}
         event = {**{name: numbered[name] for name in ENVELOPE}, **numbered}
@@ -242,7 +286,7 @@ class Journal:
             hint = "free some space, then repeat the command: it continues"
             raise StoreFull(f"cannot write {self.path}: {error}", hint=hint) from error
         self._size += len(line)
-        self._known[identity] = event
+        self._remember(identity, event)
         self._next += 1
         return event
 
@@ -259,7 +303,8 @@ class Journal:
 
 
 def read_events(path: Path) -> list[Json]:
-    """All events of a journal, without a torn last line; raises StoreError where there is none or it is damaged."""
+    """All events of a journal, without a torn last line, cleaned as `Journal.write` cleans: another program may have
+    written it. Raises StoreError where there is none or it is damaged."""
     if not path.exists():
         raise StoreError(f"no journal at {path}", hint="the run id is the folder's name below results/runs")
     return _load(path)[1]
@@ -277,9 +322,9 @@ def _load(path: Path) -> tuple[int, list[Json]]:
     size = 0
     for number, line in enumerate(lines, start=1):
         try:
-            event = json.loads(line)
-            known = {name: event[name] for name in ENVELOPE}
-        except (ValueError, KeyError, TypeError) as error:
+            event = _clean(json.loads(line)) if _UNCLEAN.search(line) else json.loads(line)
+            known = _envelope(event)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             if number == len(lines):
                 break  # a power cut can leave a last line of the right length and the wrong content
             raise StoreError(
@@ -291,6 +336,23 @@ def _load(path: Path) -> tuple[int, list[Json]]:
         events.append(event)
         size += len(line)
     return size, events
+
+
+def _envelope(event: Json) -> dict[str, Json]:
+    """The fields that every event has; KeyError or TypeError where one is absent or of another type."""
+    known = {name: event[name] for name in ENVELOPE}
+    for name, types in _TYPES.items():
+        if not isinstance(known[name], types) or isinstance(known[name], bool):
+            raise TypeError(f"{name} is {known[name]!r}")
+    return known
+
+
+def _subject(event: Mapping[str, Json]) -> Subject | None:
+    """Of what the event is said, where the last one holds."""
+    kind = event["kind"]
+    if kind not in _STATES:
+        return None
+    return (kind, event["task_id"], event["stage"], *(str(event.get(name)) for name in _STATES[kind]))
 
 
 def _identity(event: Mapping[str, Json]) -> str:

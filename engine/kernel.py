@@ -1,11 +1,12 @@
-"""A correct kernel with its times, and the scores that rules and prompts read from it."""
+"""A correct kernel with its times, the scores that rules and prompts read from it, and which kernels may be paired."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.records import Facts, Judged, Measurement, ScoreKind, Trace, Verdict
+from engine.prompts import ScoreView
+from engine.records import Facts, Judged, Measurement, Mode, ScoreKind, Trace, Verdict
 from engine.rules import Value
 from engine.settings import Settings
 
@@ -19,6 +20,8 @@ class Kernel:
     stage: str
     verdict: Verdict
     measurement: Measurement
+    timed: bool = True
+    """False: a budget or another stop forbade its timing; `measurement.note` has the budget's words."""
 
     @property
     def judged(self) -> Judged:
@@ -26,6 +29,13 @@ class Kernel:
         timed = self.measurement.timing("candidate")
         known = timed is not None and timed.score_kind is not ScoreKind.ESTIMATED
         return Judged(self.source, self.verdict.trace, timed.median_us if timed and known else None)
+
+
+UNTIMED = Measurement((), (), None, {})
+
+
+CLEARLY_SLOWER = 1.25
+"""A kernel this much slower in separate runs, intervals apart, is not worth a paired measurement with the best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +63,8 @@ def fastest_baseline(measurement: Measurement) -> str | None:
 
 
 def scores(best: Kernel | None, baseline: Measurement | None) -> Scores:
-    """The scores of `best`, or of nothing: then only the baseline's own times are known."""
-    known = best.measurement if best else baseline
+    """The scores of `best`; of nothing, or of a kernel that was not timed, only the baseline's own times."""
+    known = best.measurement if best and best.timed else baseline
     if known is None:
         return Scores(None, None, None, None, None, None, None, None)
     eager, mine = known.timing("eager"), known.timing("candidate")
@@ -73,10 +83,69 @@ def scores(best: Kernel | None, baseline: Measurement | None) -> Scores:
     )
 
 
+def score_view(view: Scores) -> ScoreView:
+    """The scores as prompts show them."""
+    return ScoreView(
+        speedup=view.speedup,
+        speedup_fastest=view.speedup_fastest,
+        fastest=view.fastest,
+        headroom=view.headroom,
+        score_kind=view.score_kind.value if view.score_kind else None,
+        best_us=view.best_us,
+        eager_us=view.eager_us,
+        floor_us=view.floor_us,
+    )
+
+
 def accepts_estimates(settings: Settings) -> bool:
     """Whether estimated times count in rules and promotion: as the search says, else as the back-end declares."""
     accept = settings.search.accept_estimates
     return settings.backends[settings.backend].accept_estimates if accept is None else accept
+
+
+def comparable(settings: Settings, kernel: Kernel | None) -> bool:
+    """Whether the kernel's time counts: it is measured, or estimates are accepted."""
+    timing = kernel.measurement.timing("candidate") if kernel else None
+    estimated = timing is not None and timing.score_kind is ScoreKind.ESTIMATED
+    return not estimated or accepts_estimates(settings)
+
+
+def verifies(kernel: Kernel, best: Kernel) -> bool:
+    """Whether a measured time meets an unverified one: they never rank together, and only the first can be believed."""
+    mine, other = kernel.measurement.timing("candidate"), best.measurement.timing("candidate")
+    kinds = (mine.score_kind if mine else None, other.score_kind if other else None)
+    return kinds == (ScoreKind.MEASURED, ScoreKind.UNVERIFIED)
+
+
+def refusal(settings: Settings, kernel: Kernel, best: Kernel | None) -> str | None:
+    """Why a kernel cannot become the best one before anything is paired, or None."""
+    if kernel.measurement.refuted:
+        return f"while it was timed it computed something else: {kernel.measurement.refuted}"
+    if kernel.verdict.mode is Mode.FALLBACK and not settings.judge.allow_unverified:
+        return "judge.allow_unverified is false and its launch plan is not verified"
+    if best is None:
+        return None
+    if best.candidate_id == kernel.candidate_id:
+        return "the same source as the best"
+    if not comparable(settings, kernel):
+        return "its time is an estimate, and search.accept_estimates is false"
+    if verifies(kernel, best):
+        return None
+    return _incomparable(kernel, best)
+
+
+def _incomparable(kernel: Kernel, best: Kernel) -> str | None:
+    if not kernel.timed:
+        return f"not timed: {kernel.measurement.note}" if kernel.measurement.note else "not timed"
+    if not best.timed and best.verdict.mode is not kernel.verdict.mode:
+        return "its time would be of another kind than that of the best"
+    mine, other = kernel.measurement.timing("candidate"), best.measurement.timing("candidate")
+    if mine is None or (other is not None and mine.score_kind is not other.score_kind):
+        return "its time cannot be compared with the best"
+    estimated = mine.score_kind is ScoreKind.ESTIMATED
+    if other is not None and not estimated and mine.lo_us > other.hi_us * CLEARLY_SLOWER:
+        return "clearly slower than the best in separate runs"
+    return None
 
 
 SIZES = ("flops", "bytes", "intensity")

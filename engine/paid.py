@@ -81,6 +81,7 @@ class Paid:
         self.replies = replies
         self.own = {} if own is None else own
         self.answered: dict[str, Reply | LlmError] = {}
+        self._noted: set[tuple[str, str]] = set()
         self._encoded: dict[str, Json] = {}
         journal.due = False
 
@@ -194,7 +195,15 @@ class Paid:
         """Times of a correct candidate beside the baselines; without one, the baselines and the floor."""
         inputs = {**self._timed(operator, candidate), **self._fresh("timing")}
         kind = "baseline" if candidate is None else "timing"
-        return self._measured(kind, inputs, Measurement, lambda: self.backend.measure(operator, candidate, None))
+        free = candidate is not None and self._estimates()
+        return self._measured(
+            kind, inputs, Measurement, lambda: self.backend.measure(operator, candidate, None), free=free
+        )
+
+    def _estimates(self) -> bool:
+        """Whether a candidate's times are worked out instead of measured: that costs nothing, and no budget forbids it,
+        so that no kernel that was judged is left without its score."""
+        return self.settings.backends[self.settings.backend].cpu is not None
 
     def _timed(self, operator: Operator, candidate: Judged | None) -> dict[str, Json]:
         return {**self._subject(operator, candidate.source if candidate else None), **self._protocol(operator)}
@@ -204,8 +213,42 @@ class Paid:
         paired = {"incumbent": digest_text(incumbent.source)}
         inputs = {**self._timed(operator, candidate), **paired, **self._fresh("timing")}
         return self._measured(
-            "promotion", inputs, Measurement, lambda: self.backend.measure(operator, candidate, incumbent)
+            "promotion",
+            inputs,
+            Measurement,
+            lambda: self.backend.measure(operator, candidate, incumbent),
+            free=self._estimates(),
         )
+
+    def note_measurement(self, task_id: str, stage: str, name: str, measurement: Measurement) -> None:
+        """Journal every timing and paired ratio of one candidate."""
+        for timing in measurement.timings:
+            self.journal.write(
+                "timing",
+                task_id=task_id,
+                stage=stage,
+                candidate_id=name,
+                who=timing.who,
+                score_kind=timing.score_kind.value,
+                median_us=timing.median_us,
+                lo_us=timing.lo_us,
+                hi_us=timing.hi_us,
+                n=timing.n,
+                floor_us=measurement.floor_us,
+                below_floor=measurement.below_floor and timing.who == "candidate",
+            )
+        for ratio in measurement.ratios:
+            self.journal.write(
+                "ratio",
+                task_id=task_id,
+                stage=stage,
+                candidate_id=name,
+                over=ratio.over,
+                value=ratio.value,
+                lo=ratio.lo,
+                hi=ratio.hi,
+                n=ratio.n,
+            )
 
     def profile(self, operator: Operator, candidate: Judged | None, metrics: Sequence[str]) -> tuple[MetricValue, ...]:
         """Values of the named metrics of a candidate, or of the eager reference without one.
@@ -257,7 +300,7 @@ class Paid:
             if value.value is None or value.source not in _COUNTING
         )
 
-    def _measured(self, kind: str, inputs: Json, record: type[T], work: Callable[[], T]) -> T:
+    def _measured(self, kind: str, inputs: Json, record: type[T], work: Callable[[], T], *, free: bool = False) -> T:
         def run() -> tuple[Json, Json]:
             started = time.monotonic()
             outcome = work()
@@ -265,22 +308,34 @@ class Paid:
                 raise Passing(encode(outcome), _spent(started))
             return encode(outcome), _spent(started)
 
-        made: T = self._decoded(kind, self._step(kind, inputs, run), record)
+        made: T = self._decoded(kind, self._step(kind, inputs, run, free=free), record)
         return made
 
-    def _step(self, kind: str, inputs: Json, work: Callable[[], tuple[Json, Json]]) -> Step:
-        """A judge step, refused where the budget forbids it; what the memo knows from other runs costs nothing."""
+    def _step(self, kind: str, inputs: Json, work: Callable[[], tuple[Json, Json]], *, free: bool = False) -> Step:
+        """A judge step, refused where the budget forbids it; what the memo knows from other runs costs nothing, nor
+        does one that is `free`."""
         budget = self.caller.budget
 
         def allowed() -> tuple[Json, Json]:
-            budget.check_gpu()
+            if not free:
+                budget.check_gpu()
             return work()
 
         step = self.memo.step(kind, inputs, allowed)
         self.journal.due = self.journal.due or step.ran
         if step.ran or self._charged_now(step):
             budget.spend_gpu(step.cost["wall_s"])
+        self._note(kind, step)
         return step
+
+    def _note(self, kind: str, step: Step) -> None:
+        """Journal once a task that the step was needed, where first, and what it took whoever made it."""
+        task_id = self.caller.budget.inside("task")
+        if task_id is not None and (task_id, step.key) not in self._noted:
+            self._noted.add((task_id, step.key))
+            stage = self.caller.budget.inside("stage")
+            took = {"step_kind": kind, "step": step.key, "wall_s": step.cost["wall_s"]}
+            self.journal.write("step", task_id=task_id, stage=stage, **took)
 
     def _charged_now(self, step: Step) -> bool:
         """Whether this run paid for a found step before it was interrupted; true once, however often it is found."""

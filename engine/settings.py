@@ -203,13 +203,14 @@ class TaskSettings:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Null: none. Checked before each model call, `gpu_s` before each judge step."""
+    """Null: none. Checked before each model call, `gpu_s` and `wall_s` before each judge step, too."""
 
     usd: Annotated[float, Range(0.0)] | None
     tokens: Count | None
     calls: Count | None
     gpu_s: Seconds | None
-    """Wall seconds of judge steps: verdicts, timings, promotions, profiles, confirmations."""
+    """Wall seconds of judge steps, on whatever device: verdicts, baselines, timings, promotions, profiles,
+    confirmations."""
     wall_s: Seconds | None
 
 

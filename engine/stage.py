@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from engine.canonical import digest
-from engine.draft import Drafter, Plan, TaskState, note_measurement, note_rule
+from engine.draft import Drafter, Plan, TaskState, note_rule
 from engine.errors import AwaitingReply, BudgetSpent
 from engine.folder import RunFolder
-from engine.kernel import Kernel, accepts_estimates, trace_metrics
+from engine.kernel import Kernel, comparable, refusal, trace_metrics, verifies
 from engine.prompts import Attempt, MetricRow, metric_row
-from engine.records import MetricValue, Mode, ScoreKind, Timing
+from engine.records import MetricValue
 from engine.rules import Evaluation, Value, apply
 from engine.settings import Rule, Stage
 from engine.vocabulary import OperandKind, operands, trusted
-
-CLEARLY_SLOWER = 1.25
-"""A kernel this much slower in separate runs, intervals apart, is not worth a paired measurement with the best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +40,21 @@ class StageRunner:
 
     def run(self, state: TaskState, name: str, stage: Stage) -> StageEnd:
         """The order of a stage in docs/contracts.md. `state.best` is never replaced by anything slower. A stage that
-        reaches its own budget ends there, with what it has found."""
+        reaches its own budget ends there, with what it has found; BudgetSpent of the task or the run is raised once the
+        stage has ended in the same way."""
         try:
             with self.paid.caller.budget.stage(name):
-                return self._run(state, name, stage)
-        except BudgetSpent as spent:
-            if spent.level != "stage":
-                raise
+                end, spent = self._run(state, name, stage)
+        except BudgetSpent as error:
             # Nothing was proposed yet: the profile of the parent did not fit.
-            end = StageEnd("done", str(spent), None, exit=False)
+            end, spent = StageEnd("done", str(error), None, exit=False), error
             self._note_end(state, name, end, gain=None, failures=0, candidates=0)
-            return end
+        if spent is not None and spent.level != "stage":
+            raise spent
+        return end
 
-    def _run(self, state: TaskState, name: str, stage: Stage) -> StageEnd:
+    def _run(self, state: TaskState, name: str, stage: Stage) -> tuple[StageEnd, BudgetSpent | None]:
+        """How the stage ended, and the budget that cut it."""
         journal = self.paid.journal
         parent = state.best
         end = self._skip(state, name, stage, {}, with_metrics=False)
@@ -74,23 +74,27 @@ class StageRunner:
         )
         if end is not None and not audit:
             self._note_end(state, name, end, gain=None, failures=0, candidates=0)
-            return end
+            return end, None
         tried = len(state.history)
-        gain, failures, cut = self._proposed(state, name, stage, rows, audit=audit)
+        gain, failures, spent = self._proposed(state, name, stage, rows, audit=audit)
         candidates = stage.budget.candidates
         if audit and end is not None:
             # Later prompts must not know of an audit, or it would change what it measures.
             del state.history[tried:]
             end = StageEnd("audited", end.why, end.rule, exit=False)
+        elif spent is not None and spent.level != "stage":
+            end = StageEnd("done", "", None, exit=False)
         else:
             fired = self._exit(state, name, stage, metrics, self.ended(state, failures))
-            end = fired or StageEnd("done", cut, None, exit=False)
+            end = fired or StageEnd("done", "", None, exit=False)
+        if spent is not None:
+            end = replace(end, why=f"{end.why}; {spent}" if end.why else str(spent))
         self._note_end(state, name, end, gain=gain, failures=failures, candidates=candidates)
-        return end
+        return end, spent
 
     def ended(self, state: TaskState, failures: int | None) -> dict[str, Value | None]:
         """The scores of the stage that just ended, which only exit rules know; failures None where it was cut."""
-        gain = _gain(state) if self._comparable(state.best) else None
+        gain = _gain(state) if comparable(self.settings, state.best) else None
         return {"stage_gain": gain, "failures": None if failures is None else float(failures)}
 
     def split(self, rules: Mapping[str, Rule], *, with_metrics: bool) -> dict[str, Rule]:
@@ -207,15 +211,13 @@ class StageRunner:
 
     def _proposed(
         self, state: TaskState, name: str, stage: Stage, rows: tuple[MetricRow, ...], *, audit: bool
-    ) -> tuple[float | None, int | None, str]:
-        """As `_propose`, and why the stage's own budget ended it; the failures are then not known."""
+    ) -> tuple[float | None, int | None, BudgetSpent | None]:
+        """As `_propose`, and the budget that cut it; the failures are then not known."""
         try:
-            return *self._propose(state, name, stage, rows, audit=audit), ""
+            return *self._propose(state, name, stage, rows, audit=audit), None
         except BudgetSpent as spent:
             state.cut.add(name)
-            if spent.level != "stage":
-                raise
-            return _gain(state), None, str(spent)
+            return _gain(state), None, spent
 
     def _propose(
         self, state: TaskState, name: str, stage: Stage, rows: tuple[MetricRow, ...], *, audit: bool
@@ -225,52 +227,82 @@ class StageRunner:
         count = stage.budget.candidates
         plan = Plan(name, stage, rows, stage.budget.repairs, count, audit, known=len(state.history))
         state.gain = 1.0
+        found = self._in_turn(state, plan, stage) if stage.sequential else self.drafts(state, plan)
         if not stage.sequential:
-            found = self.drafts(state, plan)
-            for kernel in found:
-                self.promote(state, name, kernel, audit=audit)
-            return _gain(state), count - len(found)
-        failures = 0
-        state.found[name] = []
-        for sample in range(count):
-            draft = self.drafter.draft(state, replace(plan, known=len(state.history)), sample)
-            if draft is None:
-                failures += 1
-                continue
-            state.found[name].append(draft)
-            if self.promote(state, name, draft, audit=audit) and sample + 1 < count:
-                _, rows = self.profile(state, name, stage, draft)
-                plan = replace(plan, metrics=rows)
-        return _gain(state), failures
+            self.settle(state, plan, found)
+        return _gain(state), count - len(found)
+
+    def _in_turn(self, state: TaskState, plan: Plan, stage: Stage) -> list[Kernel]:
+        """All drafts of one plan, each from the best so far; as `drafts`, and promoted."""
+        found: list[Kernel] = []
+        state.found[plan.name] = found
+        settled = 0
+        try:
+            for sample in range(plan.samples):
+                draft = self.drafter.draft(state, replace(plan, known=len(state.history)), sample)
+                if draft is None:
+                    continue
+                settled += 1
+                if self.promote(state, plan.name, draft, audit=plan.audit) and sample + 1 < plan.samples:
+                    _, rows = self.profile(state, plan.name, stage, draft)
+                    plan = replace(plan, metrics=rows)
+        except BaseException as stop:
+            self._keep(state, plan, found[settled:], stop)
+            raise
+        return found
 
     def drafts(self, state: TaskState, plan: Plan) -> list[Kernel]:
         """All drafts of one plan from the same parent: the correct ones, also in `state.found`. Where a reply is
-        awaited the others' prompts go out all the same, and AwaitingReply is raised at the end; on any other
-        interruption what was found is promoted first, so that no kernel is lost."""
+        awaited the others' prompts go out all the same, and AwaitingReply is raised at the end; on any other stop
+        what was found is kept first."""
         found: list[Kernel] = []
         state.found[plan.name] = found
         awaiting: AwaitingReply | None = None
         try:
             for sample in range(plan.samples):
                 try:
-                    kernel = self.drafter.draft(state, plan, sample)
+                    self.drafter.draft(state, plan, sample)
                 except AwaitingReply as error:
                     awaiting = error
-                    continue
-                if kernel is not None:
-                    found.append(kernel)
-        except BaseException:
-            for kernel in found:
-                self.promote(state, plan.name, kernel, audit=plan.audit)
+        except BaseException as stop:
+            self._keep(state, plan, found, stop)
             raise
         if awaiting is not None:
             raise awaiting
         return found
 
+    def settle(self, state: TaskState, plan: Plan, kernels: Sequence[Kernel]) -> None:
+        """Promote each in turn. Where a budget forbids a measurement the others are still looked at, and BudgetSpent is
+        raised at the end."""
+        spent = None
+        for kernel in kernels:
+            try:
+                self.promote(state, plan.name, kernel, audit=plan.audit)
+            except BudgetSpent as error:
+                spent = error
+        if spent is not None:
+            raise spent
+
+    def _keep(self, state: TaskState, plan: Plan, kernels: Sequence[Kernel], stop: BaseException) -> None:
+        """What was found before `stop` is not lost. An interrupt pays for nothing more: the first kernel of a task is
+        its best without a measurement, and the others wait for the command that continues."""
+        if isinstance(stop, Exception):
+            with contextlib.suppress(BudgetSpent):
+                self.settle(state, plan, kernels)
+            return
+        for kernel in kernels:
+            if state.best is None:
+                self.promote(state, plan.name, kernel, audit=plan.audit)
+
     def promote(self, state: TaskState, stage: str, kernel: Kernel, *, audit: bool) -> bool:
-        """Make `kernel` the best if it is the first, or provably faster than the best in a paired measurement."""
-        incumbent = state.best
-        promoted, why, ratio = self._decide(state, stage, kernel, incumbent, audit=audit)
+        """Make `kernel` the best if it is the first, or provably faster than the best in a paired measurement. Where a
+        budget forbids that one, the best stays, and BudgetSpent is raised once that is on record."""
+        incumbent, spent = state.best, None
+        try:
+            promoted, why, ratio = self._decide(state, stage, kernel, incumbent, audit=audit)
+        except BudgetSpent as error:
+            promoted, why, ratio = False, f"no paired measurement with the best: {error}", None
+            spent = error
         speedup = kernel.measurement.ratio("eager")
         self.paid.journal.write(
             "promotion",
@@ -292,28 +324,25 @@ class StageRunner:
             state.previous, state.best = incumbent, kernel
             state.bests.append(kernel)
             self.folder.write_best(state.task_id, kernel.source)
+        if spent is not None:
+            raise spent
         return promoted
-
-    def _comparable(self, kernel: Kernel | None) -> bool:
-        """Whether the kernel's time counts: it is measured, or estimates are accepted."""
-        timing = kernel.measurement.timing("candidate") if kernel else None
-        estimated = timing is not None and timing.score_kind is ScoreKind.ESTIMATED
-        return not estimated or accepts_estimates(self.settings)
 
     def _decide(
         self, state: TaskState, stage: str, kernel: Kernel, incumbent: Kernel | None, *, audit: bool
     ) -> tuple[bool, str, float | None]:
-        refusal = self._refusal(kernel, incumbent, audit=audit)
-        if refusal is not None:
-            return False, refusal, None
+        refused = "an audited stage never changes the best" if audit else refusal(self.settings, kernel, incumbent)
+        if refused is not None:
+            return False, refused, None
         if incumbent is None:
-            return True, "first correct kernel", None
-        if incumbent.measurement.timing("candidate") is None:
+            untimed = kernel.measurement.note if not kernel.timed else ""
+            return True, f"first correct kernel, not timed: {untimed}" if untimed else "first correct kernel", None
+        if incumbent.timed and incumbent.measurement.timing("candidate") is None:
             return True, "the best so far has no time", None
-        if _verifies(kernel.measurement.timing("candidate"), incumbent.measurement.timing("candidate")):
+        if verifies(kernel, incumbent):
             return True, "its time is measured, that of the best so far unverified", None
         paired = self.paid.promotion(state.operator, kernel.judged, incumbent.judged)
-        note_measurement(self.paid, state.task_id, stage, kernel.candidate_id, paired)
+        self.paid.note_measurement(state.task_id, stage, kernel.candidate_id, paired)
         ratio = paired.ratio("incumbent")
         if ratio is None:
             return False, f"no paired measurement with the best: {paired.note}", None
@@ -321,30 +350,6 @@ class StageRunner:
         word = "above" if ratio.lo > gain else "not above"
         why = f"{ratio.value:.3f}x the best, lower end {ratio.lo:.3f} {word} {gain:g}"
         return ratio.lo > gain, why, ratio.value
-
-    def _refusal(self, kernel: Kernel, incumbent: Kernel | None, *, audit: bool) -> str | None:
-        """Why a kernel cannot become the best before anything is paired, or None."""
-        if audit:
-            return "an audited stage never changes the best"
-        if kernel.measurement.refuted:
-            return f"while it was timed it computed something else: {kernel.measurement.refuted}"
-        if kernel.verdict.mode is Mode.FALLBACK and not self.settings.judge.allow_unverified:
-            return "judge.allow_unverified is false and its launch plan is not verified"
-        if incumbent is None:
-            return None
-        if incumbent.candidate_id == kernel.candidate_id:
-            return "the same source as the best"
-        if not self._comparable(kernel):
-            return "its time is an estimate, and search.accept_estimates is false"
-        mine, best = kernel.measurement.timing("candidate"), incumbent.measurement.timing("candidate")
-        if _verifies(mine, best):
-            return None
-        if mine is None or (best is not None and mine.score_kind is not best.score_kind):
-            return "its time cannot be compared with the best"
-        estimated = mine.score_kind is ScoreKind.ESTIMATED
-        if best is not None and not estimated and mine.lo_us > best.hi_us * CLEARLY_SLOWER:
-            return "clearly slower than the best in separate runs"
-        return None
 
     def _note_end(
         self, state: TaskState, name: str, end: StageEnd, *, gain: float | None, failures: int | None, candidates: int
@@ -376,9 +381,3 @@ def _gain(state: TaskState) -> float | None:
     """Time before the stage over time after it: the product of the paired ratios that promoted; None without a time."""
     timed = state.best is not None and state.best.measurement.timing("candidate") is not None
     return state.gain if timed else None
-
-
-def _verifies(mine: Timing | None, best: Timing | None) -> bool:
-    """Whether a measured time meets an unverified one: they never rank together, and only the first can be believed."""
-    kinds = (mine.score_kind if mine else None, best.score_kind if best else None)
-    return kinds == (ScoreKind.MEASURED, ScoreKind.UNVERIFIED)

@@ -1,4 +1,5 @@
-"""What makes a sweep of many jobs quick to start: jobs that differ in values alone share one composition."""
+"""What a sweep of many jobs needs of Hydra: jobs that differ in values alone share one composition, and a launcher that
+hands jobs to a cluster waits for all of them."""
 
 from __future__ import annotations
 
@@ -6,9 +7,13 @@ import contextlib
 import pickle
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.canonical import canonical
+from engine.codec import encode
+from engine.command import reader_left
 from engine.settings import JobEnd
 
 if TYPE_CHECKING:
@@ -99,6 +104,78 @@ def _with_values(config: DictConfig, overrides: Sequence[str], values: Sequence[
     return config
 
 
+@contextlib.contextmanager
+def awaited_jobs(folder: Path) -> Iterator[None]:
+    """Within it a sweep through submitit waits for each of its jobs, and of one that the cluster cancelled, killed or
+    lost there is an end in `folder` as of others; Ctrl-C cancels those that have not ended. The plugin raises at the
+    first lost job and forgets the others, and leaves all running after Ctrl-C, where they would hold their runs."""
+    try:
+        from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
+    except ImportError:
+        yield
+        return
+    launch = BaseSubmititLauncher.launch
+
+    def launch_and_await(self: Any, job_overrides: Any, initial_job_idx: int) -> Any:
+        from submitit.core.core import Executor
+
+        map_array = Executor.map_array
+        jobs: list[_Awaited] = []
+
+        def map_awaited(self: Any, function: Any, *iterables: Any) -> list[_Awaited]:
+            found = enumerate(map_array(self, function, *iterables), initial_job_idx)
+            jobs.extend(_Awaited(job, number, folder) for number, job in found)
+            return jobs
+
+        Executor.map_array = map_awaited
+        try:
+            return launch(self, job_overrides, initial_job_idx)
+        except KeyboardInterrupt:
+            for awaited in jobs:
+                awaited.job.cancel(check=False)
+            raise
+        finally:
+            Executor.map_array = map_array
+
+    BaseSubmititLauncher.launch = launch_and_await
+    try:
+        yield
+    finally:
+        BaseSubmititLauncher.launch = launch
+
+
+@dataclass(frozen=True, slots=True)
+class _Awaited:
+    """A job of submitit, number `number` of the sweep, whose loss is told in `folder` and not raised."""
+
+    job: Any
+    number: int
+    folder: Path
+
+    def results(self) -> list[Any]:
+        from hydra.core.utils import JobReturn, JobStatus
+        from submitit.core.utils import FailedJobError, UncompletedJobError
+
+        lost = (FailedJobError, UncompletedJobError)
+        try:
+            (returned,) = self.job.results()
+        except lost:
+            returned = JobReturn(status=JobStatus.FAILED)
+        value = returned._return_value
+        if returned.status == JobStatus.FAILED and (value is None or isinstance(value, lost)):
+            state, log = self.job.state, self.job.paths.stderr
+            why = f"job {self.job.job_id} of the cluster gave no result, its state is {state}; log: {log}"
+            self._tell(JobEnd(self.number, 1, None, None, why))
+            return [JobReturn(status=JobStatus.COMPLETED)]
+        # On another machine it could not leave its end here itself.
+        if isinstance(value, JobEnd) and not self.folder.joinpath(str(self.number)).exists():
+            self._tell(value)
+        return [returned]
+
+    def _tell(self, ended: JobEnd) -> None:
+        self.folder.joinpath(str(self.number)).write_text(canonical(encode(ended)), encoding="utf-8")
+
+
 def close_sweep(ended: Sequence[JobEnd]) -> None:
     """Take the journals of a sweep's jobs into the database, and say which jobs are not done."""
     folders = dict.fromkeys(job.results for job in ended if job.results is not None)
@@ -110,4 +187,5 @@ def close_sweep(ended: Sequence[JobEnd]) -> None:
     lost = [job for job in ended if job.code]
     if len(ended) > 1 and lost:
         told = [f"  job {job.job}: exit {job.code}, {job.why}\n" for job in lost]
-        sys.stderr.write(f"{len(lost)} of {len(ended)} jobs are not done; the same command continues\n{''.join(told)}")
+        head = f"{len(lost)} of {len(ended)} jobs are not done; the same command continues\n"
+        reader_left(sys.stderr, f"{head}{''.join(told)}")

@@ -13,6 +13,8 @@ from engine.records import Operator
 from engine.stage import StageRunner
 from engine.tasks.licence import licence
 
+ALL_ENDED = "all stages ended"
+
 
 class TaskRunner:
     """Runs tasks of one run through their stage plans."""
@@ -65,7 +67,8 @@ class TaskRunner:
             state.confirmed = confirm_best(state, self.paid, self.stages.folder)
         except BudgetSpent as error:
             spent = error
-            outcome, why = "budget", f"{error}; the best kernel is not confirmed"
+            untimed = state.best is not None and not state.best.timed
+            outcome, why = "budget", f"{error}; the best kernel is not confirmed{' nor timed' if untimed else ''}"
         if state.confirmed is False:
             outcome, why = "unsolved", f"{why}; every kernel was refused when it was judged again"
         missing = self._other_paths(state) if spent is None else None
@@ -113,11 +116,12 @@ class TaskRunner:
             return "budget", cut
         if state.best is None:
             return "unsolved", "no seed was correct within its repairs"
+        told = f"; {cut}" if cut else ""
         for name, stage in state.category.stages.items():
             end = self.stages.run(state, name, stage)
             if end.exit:
-                return "exited", f"{name}: {end.why}"
-        return "done", "all stages ended"
+                return "exited", f"{name}: {end.why}{told}"
+        return "done", f"{ALL_ENDED}{told}"
 
     def _seeds(self, state: TaskState) -> str | None:
         """Why the seeds' own budget ended them, if it did."""
@@ -125,8 +129,7 @@ class TaskRunner:
         plan = Plan(SEED, None, (), search.seed_repairs, search.seeds, audit=False, known=len(state.history))
         try:
             with self.paid.caller.budget.stage(SEED):
-                for kernel in self.stages.drafts(state, plan):
-                    self.stages.promote(state, SEED, kernel, audit=False)
+                self.stages.settle(state, plan, self.stages.drafts(state, plan))
         except BudgetSpent as spent:
             if spent.level != "stage":
                 raise

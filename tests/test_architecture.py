@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("engine", "profilers")
 
 LAYERS = {
-    0: {"errors", "command", "canonical", "codec", "records", "confirmation", "worker", "sink", "files"},
+    0: {"errors", "command", "canonical", "codec", "records", "confirmation", "worker", "sink", "files", "ids"},
     1: {"settings", "decode", "crossref", "project", "rules", "vocabulary", "journal", "memo", "prompts", "extract"},
     2: {"llm", "store", "tasks", "backends", "judging"},
     3: {
@@ -30,6 +30,7 @@ LAYERS = {
         "paths",
         "folder",
         "forecast",
+        "expectation",
         "history",
         "run",
         "report",

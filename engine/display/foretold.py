@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
-from engine.forecast import Expected, Forecast, Prompt, StageForecast
-from engine.history import History, Taken
+from engine.expectation import Expected, Foretold
+from engine.forecast import Forecast, Prompt, StageForecast
+from engine.history import History, Own, Taken
 
 
-def forecast_text(told: Sequence[tuple[Forecast, Expected]], history: History) -> str:
-    """Stages, prompts, bounds on calls and the expected cost of each task, then of all."""
-    lines = [line for task, known in told for line in _task(task, known)]
-    least, most = sum(task.least for task, _ in told), sum(task.calls for task, _ in told)
-    prompts = [prompt for task, _ in told for prompt in task.prompts]
-    lines.append(f"in all {_span(least, most)} model calls; {_sizes(prompts)}")
-    lines += _expected("in all", [known for _, known in told], history)
+def forecast_text(told: Foretold, history: History, write: str | None) -> str:
+    """Stages, prompts, bounds on calls and the expected cost of each task, then of all; `write`: the folder into which
+    the prompts go."""
+    lines = [line for task, known in told.tasks for line in _task(task, known)]
+    prompts = [prompt for task, _ in told.tasks for prompt in task.prompts]
+    whole = told.whole
+    lines.append(f"in all {_span(whole.least.calls, whole.most.calls)} model calls still to be made; {_sizes(prompts)}")
+    where = f"the prompts are in {write}" if write is not None else "run.write=FOLDER leaves the prompts there"
+    lines += [where] if prompts else []
+    lines += _paid(told.own)
+    lines += _expected(whole, history)
     lines += _history(history)
     return "\n".join(lines) + "\n"
 
@@ -23,7 +29,27 @@ def _task(task: Forecast, known: Expected) -> list[str]:
     lines = [f"{task.task_id}: {task.category}, {_span(task.least, task.calls)} model calls"]
     lines.append(f"  seeds: {_span(task.least_seed_calls, task.seed_calls)} calls; {_sizes(task.seed_prompts)}")
     lines += [f"  {stage.name}: {_stage(stage)}" for stage in task.stages]
-    return [*lines, *([f"  expected {_cost(known)}"] if known.tokens is not None else [])]
+    if known.done:
+        return [*lines, f"  {DONE}"]
+    return [*lines, *([f"  expected {_cost(known)}"] if known.most.tokens is not None else _caps(known, "  "))]
+
+
+DONE = "this run has gone through it: nothing is left to pay"
+
+
+def _paid(own: Own) -> list[str]:
+    if not own.calls:
+        return []
+    usd = "price unknown" if own.usd is None else f"{own.usd:.4f} USD"
+    return [f"paid by this run before: {own.calls} calls, {own.tokens} tokens, {usd}"]
+
+
+def _caps(known: Expected, indent: str) -> list[str]:
+    return [f"{indent}{_capped(known)}"] if known.capped else []
+
+
+def _capped(known: Expected) -> str:
+    return f"limited by {', '.join(known.capped)}"
 
 
 def _stage(stage: StageForecast) -> str:
@@ -41,31 +67,25 @@ def _sizes(prompts: Sequence[Prompt]) -> str:
     return f"{len(prompts)} prompts rendered, {chars} characters, about {tokens} tokens{without}"
 
 
-def _expected(who: str, known: Sequence[Expected], history: History) -> list[str]:
-    if any(one.tokens is None for one in known):
-        return [f"{who} expected cost: no history of model {history.model} for every role"]
-    tokens = _sum([one.tokens for one in known])
-    usd = _sum([one.usd for one in known])
-    seconds = _sum([one.seconds for one in known])
-    whole = Expected(tokens, usd, seconds, min((one.n for one in known), default=0))
-    return [f"{who} expected {_cost(whole)}"]
-
-
-def _sum(pairs: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
-    known = [pair for pair in pairs if pair is not None]
-    if len(known) != len(pairs):
-        return None
-    return sum(low for low, _ in known), sum(high for _, high in known)
+def _expected(whole: Expected, history: History) -> list[str]:
+    if whole.done:
+        return [f"in all: {DONE}"]
+    if whole.most.tokens is None:
+        return [*_caps(whole, "in all "), f"in all expected cost: no history of model {history.model} for every role"]
+    return [f"in all expected {_cost(whole)}"]
 
 
 def _cost(known: Expected) -> str:
-    assert known.tokens is not None
-    assert known.seconds is not None
-    money = "price unknown" if known.usd is None else f"{known.usd[0]:.4f} to {known.usd[1]:.4f} USD"
-    return (
-        f"{known.tokens[0]:.0f} to {known.tokens[1]:.0f} tokens, {money}, replies {known.seconds[0]:.0f} to "
-        f"{known.seconds[1]:.0f} s (estimate: medians of at least {known.n} earlier calls a role)"
-    )
+    low, high = known.least, known.most
+    assert low.tokens is not None
+    assert high.tokens is not None
+    assert low.seconds is not None
+    assert high.seconds is not None
+    money = "price unknown" if low.usd is None or high.usd is None else f"{low.usd:.4f} to {high.usd:.4f} USD"
+    tokens = f"{low.tokens:.0f} to {high.tokens:.0f} tokens"
+    cut = f", {_capped(known)}" if known.capped else ""
+    estimate = f"(estimate: medians of at least {known.n} earlier calls a role)"
+    return f"{tokens}, {money}, replies {low.seconds:.0f} to {high.seconds:.0f} s{cut} {estimate}"
 
 
 def _history(history: History) -> list[str]:
@@ -76,8 +96,8 @@ def _history(history: History) -> list[str]:
     lines = [f"earlier calls of {history.model}, medians: {'; '.join(calls)}"] if calls else []
     if history.calls_a_task:
         asked = sorted(history.calls_a_task)
-        middle = asked[len(asked) // 2]
-        lines.append(f"earlier calls a task: median {middle}, {asked[0]} to {asked[-1]} (n={len(asked)})")
+        middle = statistics.median(asked)
+        lines.append(f"earlier calls a task: median {middle:g}, {asked[0]:g} to {asked[-1]:g} (n={len(asked)} tasks)")
     return [*lines, *([f"earlier judge steps, medians: {'; '.join(steps)}"] if steps else [])]
 
 

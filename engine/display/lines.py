@@ -11,7 +11,7 @@ __all__ = ["HIDDEN", "count", "line", "microseconds", "money", "times"]
 
 INDENT = "  "
 HIDDEN = frozenset(
-    {"label", "classification", "timing", "ratio", "metric", "candidate", "advice_unreadable", "prompt_drift"}
+    {"label", "classification", "timing", "ratio", "metric", "candidate", "advice_unreadable", "prompt_drift", "step"}
 )
 """Kinds without a line of their own: a line that follows says what they led to."""
 
@@ -110,6 +110,8 @@ def _stage_ended(event: Json) -> str:
 def _task_ended(event: Json) -> str:
     if event["best_id"] is None:
         return f"{INDENT}{event['outcome']}: no correct kernel; {_first_line(event['why'])}"
+    if event["score_kind"] is None:
+        return f"{INDENT}{event['outcome']}: a correct kernel, not timed; {_first_line(event['why'])}"
     fastest = f", {times(event['speedup_fastest'])} over {event['fastest']}" if event["fastest"] else ""
     return f"{INDENT}{event['outcome']}: {times(event['speedup'])} over eager{fastest} ({event['score_kind']})"
 

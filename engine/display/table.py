@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from engine.backends.floors import BELOW
 from engine.display.lines import count, money, times
 from engine.records import ScoreKind
 from engine.report import OperatorRow, Score, StageRow
+from engine.report.rows import RUNNING
+from engine.task_run import ALL_ENDED
 
 HEADER = ("operator", "category", "vs eager", "vs fastest", "score", "headroom", "tokens", "cost", "best kernel")
 RIGHT = frozenset({"vs eager", "headroom", "tokens", "cost"})
-WHY_WIDTH = 110
+WHY_WIDTH, WHY_LINES = 110, 3
+WHOLE = ("done", "exited")
+"""Outcomes that a line for each stage explains."""
 
 
 def end_table(rows: Sequence[OperatorRow], folder: str = "") -> str:
@@ -27,9 +32,10 @@ def end_table(rows: Sequence[OperatorRow], folder: str = "") -> str:
     candidates_width = max((len(_candidates(stage)) for stage in stages), default=0)
     for row, line in zip(rows, cells[1:], strict=True):
         out.append(_line(line, widths))
-        out.extend(_stage(stage, name_width, candidates_width) for stage in row.stages)
-        if row.outcome not in ("done", "exited"):
-            out.append(f"  {row.outcome}" + (f": {_cut(row.why)}" if row.why else ""))
+        out.extend(_stage(stage, name_width, candidates_width, ended=row.ended) for stage in row.stages)
+        told = _untold(row)
+        if told or row.outcome not in WHOLE:
+            out.append(_filled(f"  {row.outcome}: ", told) if told else f"  {row.outcome}")
     out.append(_totals(rows))
     return "\n".join([*out, f"files: {folder}"] if folder else out) + "\n"
 
@@ -41,12 +47,21 @@ def _cells(row: OperatorRow) -> tuple[str, ...]:
         row.category + (" (named)" if row.named else ""),
         _score(row.vs_eager),
         fastest,
-        row.score_kind or "-",
+        row.score_kind or ("not timed" if row.solved else "-"),
         _headroom(row),
         count(row.tokens),
         money(row.cost_usd),
         _best(row),
     )
+
+
+def _untold(row: OperatorRow) -> str:
+    """Why the operator ended as it did, without what its stages say already."""
+    if row.outcome not in WHOLE:
+        return row.why
+    exited = (f"{stage.name}: {stage.why}" for stage in row.stages if stage.outcome == row.outcome)
+    known = next((text for text in (ALL_ENDED, *exited) if row.why.startswith(text)), row.why)
+    return row.why.removeprefix(known).removeprefix("; ")
 
 
 def _headroom(row: OperatorRow) -> str:
@@ -92,15 +107,19 @@ def _number(value: int, noun: str) -> str:
     return f"{value} {noun}" if value == 1 else f"{value} {noun}s"
 
 
-def _stage(stage: StageRow, name_width: int, candidates_width: int) -> str:
-    parts = [f"  {stage.name.ljust(name_width)}  {stage.outcome.ljust(9)}"]
+def _stage(stage: StageRow, name_width: int, candidates_width: int, *, ended: bool) -> str:
+    # A stage that an error or an interrupt left has no end of its own.
+    outcome = "stopped" if ended and stage.outcome == RUNNING else stage.outcome
+    parts = [f"  {stage.name.ljust(name_width)}  {outcome.ljust(9)}"]
     if stage.candidates:
         parts.append(_candidates(stage).ljust(candidates_width))
     if stage.gain is not None:
         parts.append(f"gain {times(stage.gain)}")
-    if stage.rule or stage.why:
-        parts.append(_cut(": ".join(part for part in (stage.rule, stage.why) if part)))
-    return "  ".join(parts).rstrip()
+    head = "  ".join(parts)
+    why = ": ".join(part for part in (stage.rule, stage.why) if part)
+    if not why:
+        return head.rstrip()
+    return _filled(f"{head}  ", why)
 
 
 def _totals(rows: Sequence[OperatorRow]) -> str:
@@ -111,6 +130,13 @@ def _totals(rows: Sequence[OperatorRow]) -> str:
     return f"{solved} of {len(rows)} operators have a correct kernel; {count(tokens)} tokens, {usd}"
 
 
-def _cut(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= WHY_WIDTH else flat[: WHY_WIDTH - 1] + "…"
+def _filled(head: str, text: str) -> str:
+    """The text behind its head, in up to WHY_LINES lines of WHY_WIDTH."""
+    return textwrap.fill(
+        " ".join(text.split()),
+        len(head) + WHY_WIDTH,
+        initial_indent=head,
+        subsequent_indent=" " * len(head),
+        max_lines=WHY_LINES,
+        placeholder="…",
+    )

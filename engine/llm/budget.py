@@ -1,4 +1,4 @@
-"""The declared limits of a run, its tasks and their stages: USD, tokens, calls, judge seconds, wall time."""
+"""The declared limits of a run, its tasks and their stages: USD, tokens, calls, seconds of judge steps, wall time."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ from engine.settings import BudgetSettings, Limits
 
 Level = Literal["run", "task", "stage"]
 
+JUDGE_STEPS = " for judge steps (wall clock)"
+"""What `gpu_s` counts, in words, because tables call the time on a GPU alone by the same name."""
+
 
 @dataclass(slots=True)
 class Account:
-    """What one run, task or stage has spent. `gpu_s`: wall seconds of judge steps, on whatever device."""
+    """What one run, task or stage has spent. `gpu_s`: wall seconds of judge steps, on whatever device, with what the
+    judge does without it: tracing, compiling, waiting for a turn."""
 
     level: Level
     where: str
     limits: Limits
     started: float
+    name: str | None = None
+    """Of the task or stage."""
     usd: float = 0.0
     tokens: int = 0
     calls: int = 0
@@ -48,13 +54,13 @@ class Budget:
     @contextmanager
     def task(self, name: str) -> Iterator[None]:
         """What is spent inside counts for this task, too."""
-        with self._within(Account("task", f" in task {name}", self.settings.task, self.clock())):
+        with self._within(Account("task", f" in task {name}", self.settings.task, self.clock(), name)):
             yield
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """What is spent inside counts for this stage, too."""
-        with self._within(Account("stage", f" in stage {name}", self.settings.stage, self.clock())):
+        with self._within(Account("stage", f" in stage {name}", self.settings.stage, self.clock(), name)):
             yield
 
     @contextmanager
@@ -64,6 +70,10 @@ class Budget:
             yield
         finally:
             self._open.remove(account)
+
+    def inside(self, level: Level) -> str | None:
+        """The task or stage in which is being spent."""
+        return next((account.name for account in self._open if account.level == level), None)
 
     @property
     def limited(self) -> bool:
@@ -107,7 +117,7 @@ class Budget:
     def check_gpu(self) -> None:
         """Before a judge step; BudgetSpent as `check`."""
         for account in self._open:
-            _check(account, "gpu_s", account.gpu_s, account.limits.gpu_s, "{:.1f} s", 0)
+            _check(account, "gpu_s", account.gpu_s, account.limits.gpu_s, "{:.1f} s", 0, JUDGE_STEPS)
             _check(account, "wall_s", self.clock() - account.started, account.limits.wall_s, "{:.1f} s", 0)
 
 
@@ -115,12 +125,13 @@ def _setting(account: Account) -> str:
     return "search.budget" if account.level == "run" else f"search.budget.{account.level}"
 
 
-def _check(account: Account, limit: str, spent: float, allowed: float | None, form: str, most: float) -> None:
+def _check(
+    account: Account, limit: str, spent: float, allowed: float | None, form: str, most: float, on: str = ""
+) -> None:
     if allowed is None or (spent < allowed and spent + most <= allowed):
         return
-    message = (
-        f"{_setting(account)}.{limit}: {form.format(spent)} spent of {form.format(allowed)} allowed{account.where}"
-    )
+    told = f"{form.format(spent)} spent of {form.format(allowed)} allowed{on}{account.where}"
+    message = f"{_setting(account)}.{limit}: {told}"
     if spent < allowed:
         message += f", and the next call can take {form.format(most)}"
     raise BudgetSpent(message, limit=limit, level=account.level)

@@ -45,11 +45,14 @@ class Caller:
         self._random = random.Random(seed)
 
     def complete(self, request: Request) -> Reply:
-        """The reply, with the attempts it took. BudgetSpent before a call that a limit forbids, or whose quoted price
-        does not fit any more; LlmError of the last attempt's kind when none succeeded."""
+        """The reply, with the attempts it took. BudgetSpent before a call that a limit forbids, whose quoted price does
+        not fit, or whose reply could not be judged; LlmError of the last attempt's kind when none succeeded."""
         most = self.quote(request) if self.quote is not None and self.budget.limited else None
         for attempt in range(1, self.retry.attempts + 1):
             self.budget.check(most)
+            if not self.free:
+                # A reply that no judge step may follow is money for nothing.
+                self.budget.check_gpu()
             try:
                 reply = self.llm.complete(request)
             except LlmRetryable as error:

@@ -1,8 +1,8 @@
 """`python -m engine.report [RUN|SWEEP]`: the report as one HTML file, written again from journals and text files.
 
 Of a run also its summary, usage and figures, and its table is shown. RUN is a run's folder or its id under
-results/runs, SWEEP the id of a sweep; without one it is the run whose journal was written last. Exit 0, or 2 when
-there is no such journal."""
+results/runs, SWEEP the id of a sweep, of both also the start; without one it is the run whose journal was written last.
+Exit 0, 2 when there is no such journal, 1 when one cannot be read: a sweep's page then has the other jobs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from pathlib import Path
 
 from engine.display import end_table
 from engine.errors import EngineError
+from engine.ids import starting
 from engine.journal import read_events
 from engine.project import resolve
 from engine.report import rows, write_report, write_reports, write_sweep
+from engine.report.readable import readable
 from engine.report.rows import with_every_field
 from engine.report.sweep import sweep_ids, sweep_runs
 
@@ -43,20 +45,24 @@ def _run(name: str | None, results: Path) -> int:
     if name is None:
         sys.stderr.write(f"no run in {results / 'runs'}; `python -m engine` makes one\n")
         return 2
-    folders = sweep_runs(results, name)
-    if not folders:
+    sweeps = sweep_ids(results)
+    sweep = starting(name, sweeps, "sweeps")
+    if sweep is None:
         journal = (folder or results / "runs" / name) / "events.jsonl"
-        known = ", ".join(sweep_ids(results)) or "none"
         runs = f"`ls {journal.parent.parent}` shows the runs there are"
-        sys.stderr.write(f"no journal at {journal}; {runs}; sweeps: {known}\n")
+        sys.stderr.write(f"no journal at {journal}; {runs}; sweeps: {', '.join(sweeps) or 'none'}\n")
         return 2
-    sys.stdout.write(f"report: {write_sweep(results, name, folders)}\n")
+    sys.stdout.write(f"report: {write_sweep(results, sweep, sweep_runs(results, sweep))}\n")
     return 0
 
 
 def _folder(name: str, results: Path) -> Path | None:
-    """Of a run; None where no folder has that name."""
-    return next((path for path in (Path(name), results / "runs" / name) if path.is_dir()), None)
+    """Of a run; None where no folder has that name, and none alone begins with it."""
+    runs = results / "runs"
+    if Path(name).is_dir():
+        return Path(name)
+    found = starting(name, (path.name for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else (), "runs")
+    return runs / found if found is not None else None
 
 
 def _latest(results: Path) -> Path | None:
@@ -65,10 +71,12 @@ def _latest(results: Path) -> Path | None:
 
 
 def _report(folder: Path) -> int:
-    events = with_every_field(read_events(folder / "events.jsonl"))
-    write_reports(folder, events)
-    sys.stdout.write(end_table(rows(events), str(folder)))
-    sys.stdout.write(f"report: {write_report(folder, events)}\n")
+    journal = folder / "events.jsonl"
+    with readable(journal):
+        events = with_every_field(read_events(journal))
+        write_reports(folder, events)
+        sys.stdout.write(end_table(rows(events), str(folder)))
+        sys.stdout.write(f"report: {write_report(folder, events)}\n")
     return 0
 
 

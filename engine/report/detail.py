@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from engine.canonical import Json
 from engine.report.plots import Reached, Roofline
-from engine.report.rows import EAGER, CandidatePoint, OperatorRow, Score, StageRow, rows
+from engine.report.rows import EAGER, CandidatePoint, OperatorRow, Place, Score, StageRow, of_present_texts, rows
 
 PROBLEMS = ("llm_failed", "reply_unusable", "advice_unreadable", "prompt_drift")
 RATES = {"fp32_tflops": "fp32", "tf32_tflops": "TF32", "fp16_tflops": "fp16"}
@@ -100,10 +100,10 @@ class _Task:
     """None for a call that was never answered."""
     problems: dict[Slot, list[Json]] = field(default_factory=dict)
     drafts: dict[Slot, list[str]] = field(default_factory=dict)
-    candidates: dict[str, Json] = field(default_factory=dict)
+    candidates: dict[Place, Json] = field(default_factory=dict)
     verdicts: dict[str, Json] = field(default_factory=dict)
     timings: dict[str, Json] = field(default_factory=dict)
-    promotions: dict[str, Json] = field(default_factory=dict)
+    promotions: dict[Place, Json] = field(default_factory=dict)
     confirmations: list[Json] = field(default_factory=list)
     metrics: list[Json] = field(default_factory=list)
 
@@ -112,7 +112,7 @@ def operators(events: Sequence[Json]) -> tuple[Operator, ...]:
     """One per operator, in the order of `rows`."""
     tasks: dict[str, _Task] = {}
     hardware: Json = {}
-    for event in events:
+    for event in of_present_texts(events):
         if event["kind"] == "environment":
             hardware = event["device"].get("hardware") or {}
         elif event["kind"] == "task_started":
@@ -145,7 +145,7 @@ def _take_evidence(task: _Task, event: Json, kind: str) -> None:
         # Paired with an incumbent it is timed again; its own measurement is the first.
         task.timings.setdefault(event["candidate_id"], event)
     elif kind == "promotion":
-        task.promotions[event["candidate_id"]] = event
+        task.promotions[event["stage"], event["candidate_id"]] = event
     elif kind == "confirmation":
         task.confirmations.append(event)
     elif kind == "metric" and event["value"] is not None:
@@ -159,7 +159,7 @@ def _take_call(task: _Task, event: Json, kind: str) -> None:
         task.calls[slot] = event
     elif kind == "candidate":
         task.drafts.setdefault(slot, []).append(event["candidate_id"])
-        task.candidates.setdefault(event["candidate_id"], event)
+        task.candidates.setdefault((event["stage"], event["candidate_id"]), event)
     else:
         task.problems.setdefault(slot, []).append(event)
 
@@ -172,7 +172,7 @@ def _slot(event: Json) -> Slot:
 
 
 def _operator(task: _Task, row: OperatorRow, hardware: Mapping[str, float]) -> Operator:
-    found = {candidate.point.candidate_id: candidate for candidate in _candidates(task, row.points)}
+    found = {(made.point.stage, made.point.candidate_id): made for made in _candidates(task, row.points)}
     return Operator(
         row=row,
         started=task.started,
@@ -192,14 +192,14 @@ def _matched(evaluations: Json, category: str) -> Json | None:
 
 def _candidates(task: _Task, points: Iterable[CandidatePoint]) -> Iterable[Candidate]:
     for number, point in enumerate(points, start=1):
-        name = point.candidate_id
+        name, place = point.candidate_id, (point.stage, point.candidate_id)
         verdict, timing = task.verdicts.get(name), task.timings.get(name)
-        yield Candidate(number, point, task.candidates[name], verdict, timing, task.promotions.get(name))
+        yield Candidate(number, point, task.candidates[place], verdict, timing, task.promotions.get(place))
 
 
-def _stage(task: _Task, row: StageRow, candidates: Mapping[str, Candidate]) -> Stage:
+def _stage(task: _Task, row: StageRow, candidates: Mapping[Place, Candidate]) -> Stage:
     def made(slot: Slot) -> tuple[Candidate, ...]:
-        return tuple(candidates[name] for name in dict.fromkeys(task.drafts.get(slot) or ()))
+        return tuple(candidates[slot[0], name] for name in dict.fromkeys(task.drafts.get(slot) or ()))
 
     calls = tuple(
         Call(slot, asked, tuple(task.problems.get(slot) or ()), made(slot))

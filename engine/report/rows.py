@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from engine.canonical import Json
-from engine.journal import EVENTS
+from engine.journal import ENVELOPE, EVENTS
+from engine.store.tables import TABLES
 
 EAGER = "eager"
 REPAIR = "repair"
 RUNNING = "running"
 """An operator or stage that has not ended, a candidate that the judge has not answered on."""
 OPEN = frozenset({RUNNING, "waiting"})
+
+
+_PLAIN: Mapping[str, tuple[type, ...]] = {
+    "VARCHAR": (str,),
+    "BIGINT": (int,),
+    "DOUBLE": (int, float),
+    "BOOLEAN": (bool,),
+}
+_TYPES: Mapping[str, Mapping[str, tuple[type, ...]]] = {
+    kind: {
+        column.field: _PLAIN[column.type]
+        for column in table.columns
+        if column.type in _PLAIN and column.field not in ENVELOPE
+    }
+    for table in TABLES
+    for kind in table.kinds
+}
+"""What each field of each kind of event holds beside null; a field of any form is not there."""
+
+Place = tuple[str, str]
+"""Stage and candidate: two stages can draft the same source, and decide differently on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +103,8 @@ class OperatorRow:
     output_tokens: int
     calls: int
     cost_usd: float | None
-    """None where at least one call had no known price."""
+    """None where at least one call had no known price. As the tokens and calls, with those for an earlier text of an
+    operator that was edited."""
     confirmed: bool | None
     """Whether the best kernel held when it was judged again at the end; None: that was not done, or not decided."""
     best_path: str | None
@@ -117,11 +141,16 @@ class _Point:
     candidate_id: str
     stage: str
     role: str
-    kind: str | None = None
-    """Score kind of its own time."""
-    status: str = RUNNING
-    reason: str | None = None
     promoted: bool = False
+
+
+@dataclass(slots=True)
+class _Spent:
+    input_tokens: int = 0
+    output_tokens: int = 0
+    calls: int = 0
+    unpriced: int = 0
+    usd: float = 0.0
 
 
 @dataclass(slots=True)
@@ -130,6 +159,7 @@ class _Task:
     name: str
     category: str
     named: bool
+    spent: _Spent
     outcome: str = RUNNING
     why: str = ""
     best_id: str | None = None
@@ -139,62 +169,100 @@ class _Task:
     score_kind: str | None = None
     headroom: float | None = None
     confirmed: bool | None = None
-    input_tokens: int = 0
-    output_tokens: int = 0
-    calls: int = 0
-    unpriced: int = 0
-    cost_usd: float = 0.0
     stages: dict[str, _Stage] = field(default_factory=dict)
-    points: dict[str, _Point] = field(default_factory=dict)
+    points: dict[Place, _Point] = field(default_factory=dict)
+    verdicts: dict[str, tuple[str, str | None]] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    """Score kind of a candidate's own time."""
     ratios: dict[tuple[str, str], Score] = field(default_factory=dict)
     confirmed_ratios: dict[tuple[str, str], Score] = field(default_factory=dict)
 
 
 def with_every_field(events: Iterable[Json]) -> list[Json]:
-    """Events of a journal that an older engine wrote, with null for fields that have come since."""
-    return [{**dict.fromkeys(EVENTS[e["kind"]]), **e} if e["kind"] in EVENTS else e for e in events]
+    """Events of a journal that an older engine or another program wrote, with null for fields that have come since, and
+    for values of another type, as in the database."""
+    return [{**dict.fromkeys(EVENTS[e["kind"]]), **e, **_mistyped(e)} if e["kind"] in EVENTS else e for e in events]
+
+
+def _mistyped(event: Json) -> dict[str, None]:
+    types = _TYPES[event["kind"]]
+    return {
+        name: None
+        for name, value in event.items()
+        if value is not None and name in types and not isinstance(value, types[name])
+    }
 
 
 def rows(events: Iterable[Json]) -> tuple[OperatorRow, ...]:
     """One row per operator. Works on an unfinished journal: what has not happened is None or `running`."""
+    told = list(events)
     tasks: dict[str, _Task] = {}
-    for event in events:
+    spent: dict[str, _Spent] = defaultdict(_Spent)
+    for event in told:
+        if event["kind"] == "llm_call":
+            _llm_call(spent[event["task_id"]], event)
+    for event in of_present_texts(told):
         task_id = event["task_id"]
-        if event["kind"] == "task_started" and task_id not in tasks:
-            tasks[task_id] = _Task(task_id, event["name"], event["category"], bool(event["named"]))
+        if event["kind"] == "task_started":
+            _task_started(tasks, event, spent[task_id])
         elif task_id in tasks and event["kind"] in _FOLDS:
             _FOLDS[event["kind"]](tasks[task_id], event)
-    return tuple(_row(task) for task in tasks.values())
+    return tuple(_row(tasks[task_id]) for task_id in started(told))
+
+
+def started(events: Iterable[Json]) -> tuple[str, ...]:
+    """Ids of the operators in the order of their first start."""
+    return tuple(dict.fromkeys(event["task_id"] for event in events if event["kind"] == "task_started"))
+
+
+def of_present_texts(events: Sequence[Json]) -> Iterator[Json]:
+    """Without what was told of another text of an operator than that of its last start: its file was edited since."""
+    last = {event["task_id"]: event["task_hash"] for event in events if event["kind"] == "task_started"}
+    now: dict[str, str] = {}
+    for event in events:
+        task_id = event["task_id"]
+        if event["kind"] == "task_started":
+            now[task_id] = event["task_hash"]
+        if task_id not in now or now[task_id] == last[task_id]:
+            yield event
+
+
+def _task_started(tasks: dict[str, _Task], event: Json, spent: _Spent) -> None:
+    task_id = event["task_id"]
+    if task_id not in tasks:
+        tasks[task_id] = _Task(task_id, event["name"], event["category"], bool(event["named"]), spent)
+    else:
+        # Edited and edited back: it began once more, and its end is told once more.
+        tasks[task_id].outcome, tasks[task_id].why = RUNNING, ""
 
 
 def _stage_started(task: _Task, event: Json) -> None:
     task.stages[event["stage"]] = _Stage(event["stage"], announced=True)
 
 
-def _llm_call(task: _Task, event: Json) -> None:
-    task.calls += 1
-    task.input_tokens += event["input_tokens"]
-    task.output_tokens += event["output_tokens"]
+def _llm_call(spent: _Spent, event: Json) -> None:
+    spent.calls += 1
+    spent.input_tokens += event["input_tokens"]
+    spent.output_tokens += event["output_tokens"]
     if event["cost_usd"] is None:
-        task.unpriced += 1
+        spent.unpriced += 1
     else:
-        task.cost_usd += event["cost_usd"]
+        spent.usd += event["cost_usd"]
 
 
 def _candidate(task: _Task, event: Json) -> None:
     task.stages.setdefault(event["stage"], _Stage(event["stage"], announced=False))
-    task.points.setdefault(event["candidate_id"], _Point(event["candidate_id"], event["stage"], event["role"]))
+    place = event["stage"], event["candidate_id"]
+    task.points.setdefault(place, _Point(event["candidate_id"], event["stage"], event["role"]))
 
 
 def _verdict(task: _Task, event: Json) -> None:
-    if event["candidate_id"] in task.points:
-        point = task.points[event["candidate_id"]]
-        point.status, point.reason = event["status"], event["reason"]
+    task.verdicts[event["candidate_id"]] = event["status"], event["reason"]
 
 
 def _timing(task: _Task, event: Json) -> None:
-    if event["who"] == "candidate" and event["candidate_id"] in task.points:
-        task.points[event["candidate_id"]].kind = event["score_kind"]
+    if event["who"] == "candidate":
+        task.kinds[event["candidate_id"]] = event["score_kind"]
 
 
 def _ratio(task: _Task, event: Json) -> None:
@@ -203,13 +271,15 @@ def _ratio(task: _Task, event: Json) -> None:
 
 
 def _promotion(task: _Task, event: Json) -> None:
-    if not event["promoted"] or event["candidate_id"] not in task.points:
+    place = event["stage"], event["candidate_id"]
+    if not event["promoted"] or place not in task.points:
         return
-    point = task.points[event["candidate_id"]]
+    point = task.points[place]
     point.promoted = True
     if task.outcome in OPEN:
         own = task.ratios.get((point.candidate_id, EAGER))
-        task.best_id, task.speedup, task.score_kind = point.candidate_id, own.value if own else None, point.kind
+        task.best_id, task.speedup = point.candidate_id, own.value if own else None
+        task.score_kind = task.kinds.get(point.candidate_id)
 
 
 def _confirmation(task: _Task, event: Json) -> None:
@@ -244,7 +314,6 @@ def _waiting(task: _Task, event: Json) -> None:
 
 _FOLDS: Mapping[str, Callable[[_Task, Json], None]] = {
     "stage_started": _stage_started,
-    "llm_call": _llm_call,
     "candidate": _candidate,
     "verdict": _verdict,
     "timing": _timing,
@@ -273,10 +342,10 @@ def _row(task: _Task) -> OperatorRow:
         score_kind=task.score_kind,
         headroom=task.headroom,
         confirmed=task.confirmed,
-        input_tokens=task.input_tokens,
-        output_tokens=task.output_tokens,
-        calls=task.calls,
-        cost_usd=None if task.unpriced else task.cost_usd,
+        input_tokens=task.spent.input_tokens,
+        output_tokens=task.spent.output_tokens,
+        calls=task.spent.calls,
+        cost_usd=None if task.spent.unpriced else task.spent.usd,
         best_path=f"tasks/{task.task_id}/best.py" if task.best_id else None,
         stages=tuple(_stage_row(task, stage) for stage in task.stages.values()),
         points=points,
@@ -293,7 +362,8 @@ def _score(task: _Task, over: str | None, value: float | None) -> Score | None:
 
 
 def _stage_row(task: _Task, stage: _Stage) -> StageRow:
-    judged = [point for point in task.points.values() if point.stage == stage.name and point.status != RUNNING]
+    mine = [point for point in task.points.values() if point.stage == stage.name]
+    judged = [point for point in mine if _said(task, point)[0] != RUNNING]
     over = not stage.announced and (task.outcome not in OPEN or len(task.stages) > 1)
     return StageRow(
         stage.name,
@@ -303,20 +373,26 @@ def _stage_row(task: _Task, stage: _Stage) -> StageRow:
         stage.gain,
         candidates=len(judged),
         repairs=sum(point.role == REPAIR for point in judged),
-        correct=sum(point.status == "correct" for point in judged),
+        correct=sum(_said(task, point)[0] == "correct" for point in judged),
     )
 
 
+def _said(task: _Task, point: _Point) -> tuple[str, str | None]:
+    """Status and reason of its verdict."""
+    return task.verdicts.get(point.candidate_id) or (RUNNING, None)
+
+
 def _point(task: _Task, point: _Point) -> CandidatePoint:
+    status, reason = _said(task, point)
     ratio = task.ratios.get((point.candidate_id, EAGER))
     return CandidatePoint(
         candidate_id=point.candidate_id,
         stage=point.stage,
-        status=point.status,
-        reason=point.reason,
+        status=status,
+        reason=reason,
         speedup=ratio.value if ratio else None,
         promoted=point.promoted,
         lo=ratio.lo if ratio else None,
         hi=ratio.hi if ratio else None,
-        score_kind=point.kind,
+        score_kind=task.kinds.get(point.candidate_id),
     )

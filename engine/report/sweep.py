@@ -5,6 +5,7 @@ sweep, where a value changes nothing that its configuration says."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from pathlib import Path
 from markupsafe import Markup
 
 from engine.canonical import Json
+from engine.errors import StoreError
 from engine.files import write_whole
 from engine.journal import read_events, whole_lines
 from engine.report import plots
 from engine.report.page import NAME, Spent, last, render, spent
+from engine.report.readable import readable
 from engine.report.rows import OperatorRow, rows, with_every_field
 from engine.report.totals import KindTotals, by_kind, geomean
 
@@ -102,16 +105,33 @@ def _runs(results: Path) -> list[Path]:
 
 def _announced(folder: Path) -> list[Json]:
     """A finished run that is a job once more gets the event at its end, so every line counts."""
-    lines = whole_lines((folder / "events.jsonl").read_bytes()).splitlines()
-    events = [json.loads(line) for line in lines if b'"sweep_job"' in line]
-    return [event for event in events if event["kind"] == "sweep_job"]
+    found = []
+    for line in whole_lines((folder / "events.jsonl").read_bytes()).splitlines():
+        if b'"sweep_job"' in line:
+            # A damaged line is told of where its run is read.
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+                event = json.loads(line)
+                found += [event] if event["kind"] == "sweep_job" and isinstance(event["sweep_id"], str) else []
+    return found
 
 
 def write_sweep(results: Path, sweep_id: str, folders: Iterable[Path]) -> Path:
-    """Write the page of a sweep, results/sweeps/<id>.html, from the journals of its runs; the path."""
+    """Write the page of a sweep, results/sweeps/<id>.html, from the journals of its runs; the path. StoreError, after
+    the page of all others was written, for runs that cannot be read."""
     path = results / "sweeps" / f"{sweep_id}.html"
-    jobs = [job for folder in folders for job in _jobs(folder, sweep_id)]
-    write_whole(path, sweep_page(sweep_id, sorted(jobs, key=lambda job: (job.number, job.run_id))))
+    jobs: list[Job] = []
+    refused = []
+    for folder in folders:
+        try:
+            with readable(folder / "events.jsonl"):
+                jobs += _jobs(folder, sweep_id)
+        except StoreError as error:
+            refused.append(f"run {folder.name}: {error}")
+    if jobs:
+        write_whole(path, sweep_page(sweep_id, sorted(jobs, key=lambda job: (job.number, job.run_id))))
+    if refused:
+        there = f"{path} has the other jobs; " if jobs else ""
+        raise StoreError("\n".join(refused), hint=f"{there}move the folders of these away")
     return path
 
 

@@ -56,7 +56,7 @@ class Texts:
         self._numbers: dict[str, int] = {}
         self._sources: dict[str, str | None] = {}
         self.exchanges = {call.stem: self._exchange(call.stem) for stage in operator.stages for call in stage.calls}
-        self.changes = {found.point.candidate_id: self._change(found) for found in operator.candidates}
+        self.changes = {found.number: self._change(found) for found in operator.candidates}
         best = self._read(self.folder / "best.py") if operator.row.best_id else None
         self.best = None if best is None else self._add(best)
 

@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--training", action="store_true", help="training.jsonl: every judged change of a kernel")
     what_if = commands.add_parser("whatif", help="a rule with another expression, over stored evaluations")
     what_if.add_argument("expression", help="for example 'speedup < 0.25'")
-    what_if.add_argument("--rule", metavar="NAME", help="the skip or exit rule in whose place it is replayed")
+    what_if.add_argument("--rule", metavar="NAME", help="the rule in whose place it is replayed")
     what_if.add_argument("--runs", metavar="RUNS", help="only these: a run, sweep, label or NAME=VALUE")
     what_if.add_argument("--category", metavar="NAME", help="only plans of this category")
     what_if.add_argument("--stage", metavar="NAME", help="only the rule of this stage")

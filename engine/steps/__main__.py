@@ -20,7 +20,7 @@ from engine.project import resolve
 from engine.results.text import as_json, table
 from engine.steps.listing import Filter, listing
 from engine.steps.prune import Fate, Judged, plan, remove, sweep_up, told
-from engine.steps.stored import steps_root
+from engine.steps.stored import run_named, steps_root
 from engine.steps.verify import Verified, verify
 from engine.store import Answer
 
@@ -51,9 +51,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--older-than", type=age, metavar="AGE", help="done longer ago than 90s, 20m, 12h, 30d, 4w"
         )
-        command.add_argument("--run", metavar="RUN", help="done by this run (its id)")
+        command.add_argument("--run", metavar="RUN", help="done by this run (its id, or the start)")
     show.add_argument("--newer-than", type=age, metavar="AGE", help="done since then")
-    prune.add_argument("--unreferenced", action="store_true", help="only what no run's journal refers to")
+    prune.add_argument("--unreferenced", action="store_true", help="only what no run refers to or paid for")
     prune.add_argument("--yes", action="store_true", help="do it")
     return parser
 
@@ -70,13 +70,14 @@ def _run(options: argparse.Namespace, results: Path) -> int:
     root = steps_root(results)
     if options.command == "verify":
         return _verify(verify(root, options.kind), as_tree=options.json)
+    run = None if options.run is None else run_named(results, options.run)
     now = time.time()
     before = None if options.older_than is None else now - options.older_than
     if options.command == "list":
         after = None if options.newer_than is None else now - options.newer_than
-        _show(listing(root, Filter(tuple(options.kind), options.run, before, after)), as_tree=options.json)
+        _show(listing(root, Filter(tuple(options.kind), run, before, after)), as_tree=options.json)
         return 0
-    wanted = Filter(tuple(options.kind), options.run, before)
+    wanted = Filter(tuple(options.kind), run, before)
     judged = plan(results, wanted, unreferenced=options.unreferenced)
     if options.yes:
         judged = remove(results, judged)

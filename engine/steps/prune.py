@@ -25,7 +25,7 @@ class Fate(StrEnum):
     REMOVE = "remove"
     NEEDED = "kept: an unfinished run needs it"
     RECENT = "kept: used within the hour"
-    REFERRED = "kept: a journal refers to it"
+    REFERRED = "kept: a run refers to it or paid for it"
     TAKEN = "kept: asked for meanwhile"
 
 
@@ -39,7 +39,7 @@ class Judged:
 
 
 def plan(results: Path, wanted: Filter, *, unreferenced: bool, clock: Callable[[], float] = time.time) -> list[Judged]:
-    """The fate of every step that `wanted` takes; `unreferenced`: those stay that any run's journal refers to.
+    """The fate of every step that `wanted` takes; `unreferenced`: those stay that any run refers to or paid for.
 
     Steps are looked up before journals are read: one that is used after that has another time of use, which `remove`
     sees. A time of use in the future, after the clock was set back, counts as recent."""
@@ -64,7 +64,7 @@ def _fate(step: StepFile, run_id: str | None, known: Uses, now: float, *, unrefe
     inputs = _inputs(step)
     if known.needed.name(step.kind, step.key, inputs):
         return Fate.NEEDED
-    if unreferenced and known.every.name(step.kind, step.key, inputs):
+    if unreferenced and (run_id in known.runs or known.every.name(step.kind, step.key, inputs)):
         return Fate.REFERRED
     return Fate.REMOVE
 

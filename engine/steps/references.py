@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.canonical import Json
+from engine.canonical import Json, digest_text
 from engine.decode import remembered_identity
 from engine.errors import StoreError
+from engine.extract import extract_code
 from engine.journal import read_events
+from engine.records import Reply, Usage
 
 ENDS = ("done", "budget")
 """Outcomes after which the same command does nothing more."""
@@ -24,17 +26,26 @@ class References:
     tasks: set[str] = field(default_factory=set)
     sources: set[tuple[str, str]] = field(default_factory=set)
 
-    def add(self, events: Sequence[Json]) -> None:
-        """What one journal refers to."""
+    def add(self, events: Sequence[Json], folder: Path) -> None:
+        """What the journal of the run in `folder` refers to."""
         current: dict[str, str] = {}
+        answered: dict[tuple[Json, ...], tuple[str, Json]] = {}
         for event in events:
             if event["kind"] == "task_started":
                 current[event["task_id"]] = event["task_hash"]
                 self.tasks.add(event["task_hash"])
             elif event["kind"] == "candidate":
                 self.sources.add((current[event["task_id"]], event["source_hash"]))
-            elif event["kind"] == "llm_call" and event.get("step") is not None:
-                self.replies.add(event["step"])
+                answered.pop(_slot(event), None)
+            elif event["kind"] == "llm_call":
+                answered[_slot(event)] = current[event["task_id"]], event
+                if event.get("step") is not None:
+                    self.replies.add(event["step"])
+        # What a reply led to on the other paths of an observing run stands in the reply alone.
+        for task_hash, event in answered.values():
+            source = _written(folder, event)
+            if source is not None:
+                self.sources.add((task_hash, digest_text(source)))
 
     def name(self, kind: str, key: str, inputs: Json) -> bool:
         """Whether the step is among them. One whose inputs name no task is not taken for anybody's but by address."""
@@ -48,11 +59,13 @@ class References:
 
 @dataclass(slots=True)
 class Uses:
-    """`every`: what any journal refers to; `needed`: what one does whose run has not ended; `open_runs`: those runs."""
+    """`every`: what any journal refers to; `needed`: what one does whose run has not ended; `open_runs`: those runs;
+    `runs`: all that have a journal."""
 
     every: References = field(default_factory=References)
     needed: References = field(default_factory=References)
     open_runs: set[str] = field(default_factory=set)
+    runs: set[str] = field(default_factory=set)
 
 
 def uses(results: Path) -> Uses:
@@ -61,14 +74,34 @@ def uses(results: Path) -> Uses:
     journals: dict[str, list[Json]] = {}
     for path in sorted((results / "runs").glob("*/events.jsonl")):
         journals[path.parent.name] = events = read_events(path)
-        found.every.add(events)
+        try:
+            found.every.add(events, path.parent)
+        except KeyError as error:
+            problem = f"an event of another form than docs/journal.md declares, without {error}"
+            hint = "it may refer to any step: move that run's folder away, or restore the file"
+            raise StoreError(f"{path}: {problem}", hint=hint) from error
         if not ended(events):
             found.open_runs.add(path.parent.name)
     # A run that measures afresh reads its replies from the run without `fresh`, up to its last slot.
     bases = {base for run_id in found.open_runs if (base := _base(results, run_id)) is not None}
     for run_id in sorted((found.open_runs | bases) & journals.keys()):
-        found.needed.add(journals[run_id])
+        found.needed.add(journals[run_id], results / "runs" / run_id)
+    found.runs = set(journals)
     return found
+
+
+def _slot(event: Json) -> tuple[Json, ...]:
+    return tuple(event[name] for name in ("task_id", "stage", "role", "attempt", "sample"))
+
+
+def _written(folder: Path, event: Json) -> str | None:
+    """The kernel in the reply to a call; None where there is none or the text is gone."""
+    stem = f"{event['stage']}.{event['role']}.{event['attempt']}.{event['sample']}"
+    path = folder / "tasks" / event["task_id"] / "exchanges" / f"{stem}.reply.md"
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n")
+    return extract_code(Reply(text, event["finish"], Usage(0, 0), 0.0, "", "")).code
 
 
 def ended(events: Sequence[Json]) -> bool:

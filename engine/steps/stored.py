@@ -11,6 +11,7 @@ from typing import Any
 from engine.canonical import Json
 from engine.confirmation import Confirmation
 from engine.errors import MissingError
+from engine.ids import starting
 from engine.memo import LEDGER, LOCKS
 from engine.records import Facts, Measurement, MetricValue, Reply, Verdict
 
@@ -68,6 +69,18 @@ def steps_root(results: Path) -> Path:
     if not root.is_dir():
         raise MissingError(f"no folder {root}", hint="--results names the folder that holds runs/ and steps/")
     return root
+
+
+def run_named(results: Path, word: str) -> str:
+    """The run with this id, or with the only one that begins with it: a run that paid for a step, or has a folder below
+    `results`. MissingError where there is none."""
+    paid = {entry.run_id for entry in read_ledger(results / "steps").entries.values()}
+    folders = {path.name for path in (results / "runs").glob("*") if path.is_dir()}
+    found = starting(word, paid | folders, "runs")
+    if found is None:
+        hint = f"`ls {results / 'runs'}` shows the runs there are; the start of an id has four digits or more"
+        raise MissingError(f"no run is called '{word}'", hint=hint)
+    return found
 
 
 def kind_folders(root: Path, kinds: Sequence[str]) -> list[Path]:

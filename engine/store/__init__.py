@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from engine.store.compare import Comparison, compare
 from engine.store.ingest import DuckDbStore, Ingested, ingest
+from engine.store.moments import Scope
+from engine.store.plans import Replay
 from engine.store.query import FORMS, Answer, QueryError, export, query
 from engine.store.training import export_training
-from engine.store.whatif import Replay, Scope, replay, what_if
+from engine.store.whatif import replay, what_if
 
 __all__ = [
     "FORMS",

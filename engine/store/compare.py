@@ -26,7 +26,7 @@ class Score:
 @dataclass(frozen=True, slots=True)
 class Spent:
     """What one task, or a group of tasks, took as if nothing had been in the memo: the mean over a side's runs.
-    `wall_s` is the time of model and judge; `gpu_s` what judging held a GPU. `usd` is the mean
+    `wall_s` is the time of model, judge, clock and profiler; `gpu_s` what of it held a GPU. `usd` is the mean
     over the runs whose calls all have a known price; None where there is none, of a group where any task has none."""
 
     tokens: float
@@ -89,7 +89,7 @@ class Comparison:
 _TASKS = """
 WITH spent AS (
     SELECT run_id, task_id, sum(tokens) AS tokens, coalesce(sum(usd), 0) AS usd, sum(unpriced) AS unpriced,
-           sum(gpu_s) AS gpu_s, sum(model_s) + sum(judge_s) AS wall_s FROM stage_cost GROUP BY run_id, task_id)
+           sum(gpu_s) AS gpu_s, sum(seconds) AS wall_s FROM stage_cost GROUP BY run_id, task_id)
 SELECT t.task_id, any_value(t.category), array_agg(DISTINCT t.task_hash ORDER BY t.task_hash), t.score_kind,
        exp(avg(ln(t.speedup))), exp(avg(ln(coalesce(t.speedup_lo, t.speedup)))),
        exp(avg(ln(coalesce(t.speedup_hi, t.speedup)))), count(*) AS runs, coalesce(sum(s.tokens), 0)::DOUBLE,

@@ -128,8 +128,11 @@ def replacing(results: Path, *, keep: bool) -> Iterator[Connection]:
         if beside.with_name(f"{beside.name}.wal").exists():
             raise OSError(f"{beside} was not closed in full")
         beside.replace(path)
-    except (OSError, duckdb.Error) as error:
+    except (OSError, duckdb.OperationalError, duckdb.FatalException) as error:
         raise StoreError(f"{path} cannot be written: {error}", hint="free some space, then ingest again") from error
+    except duckdb.Error as error:
+        hint = "delete that file and ingest again; where that fails, report it with the message"
+        raise StoreError(f"{path} was not brought up to date, DuckDB refuses it: {error}", hint=hint) from error
     finally:
         _discard(beside)
 
@@ -168,7 +171,11 @@ def _create(connection: Connection) -> None:
 def _vary_views(connection: Connection) -> None:
     """The views with a column per threshold or metric, which follow what occurs."""
     keys = "SELECT DISTINCT unnest(json_keys(thresholds)) AS name FROM run_starts ORDER BY name"
-    thresholds = [name for (name,) in connection.execute(keys).fetchall()]
-    metrics = [name for (name,) in connection.execute("SELECT DISTINCT metric FROM metrics ORDER BY metric").fetchall()]
-    for statement in views.varying(thresholds, metrics):
+    metrics = "SELECT DISTINCT metric FROM metrics ORDER BY metric"
+    for statement in views.varying(_names(connection, keys), _names(connection, metrics)):
         connection.execute(statement)
+
+
+def _names(connection: Connection, sql: str) -> list[str]:
+    """What can name a column."""
+    return [name for (name,) in connection.execute(sql).fetchall() if name and "\0" not in name]

@@ -36,21 +36,47 @@ def load(
     connection: Connection, journals: Mapping[str, Path], ledger: Path | None, gone: Iterable[str]
 ) -> dict[str, str]:
     """In the running transaction, which may begin anew: drop the rows of the runs in `gone`, add those of `journals`,
-    by run id, and replace the steps by the lines of the ledger. Returns the runs that are damaged with what is wrong;
-    nothing of them is added."""
+    by run id, and replace the steps by the lines of the ledger. Returns the runs that are damaged, or that DuckDB
+    refuses, with what is wrong in one line; nothing of them is added."""
+    import duckdb
+
+    names = tuple(gone)
+    # The second way looks at every line, and takes values of another type than their column as NULL.
+    for strict in (True, False):
+        refused: dict[str, str] = {}
+        try:
+            forget(connection, names)
+            _load(connection, _batches(journals, refused, checked=not strict), ledger, strict=strict)
+        except (duckdb.OperationalError, duckdb.FatalException):
+            raise  # disk or memory, not what the journals hold
+        except duckdb.Error:
+            connection.execute("ROLLBACK")
+            connection.execute("BEGIN")
+        else:
+            return refused
+    return _one_by_one(connection, journals, ledger, names)
+
+
+def _one_by_one(
+    connection: Connection, journals: Mapping[str, Path], ledger: Path | None, gone: Iterable[str]
+) -> dict[str, str]:
+    """Each run in a transaction of its own, so that one which DuckDB refuses costs no other; a new one at the end."""
     import duckdb
 
     refused: dict[str, str] = {}
-    try:
-        forget(connection, gone)
-        _load(connection, _batches(journals, refused, checked=False), ledger, strict=True)
-    except duckdb.Error:
-        # Some line is no JSON, or a value has another type than its column: look at every line, which takes longer.
-        connection.execute("ROLLBACK")
-        refused.clear()
+    forget(connection, gone)
+    _load(connection, iter(()), ledger, strict=False)
+    for run_id, path in journals.items():
+        connection.execute("COMMIT")
         connection.execute("BEGIN")
-        forget(connection, gone)
-        _load(connection, _batches(journals, refused, checked=True), ledger, strict=False)
+        try:
+            _load(connection, _batches({run_id: path}, refused, checked=True), None, strict=False)
+        except (duckdb.OperationalError, duckdb.FatalException):
+            raise
+        except duckdb.Error as error:
+            refused[run_id] = f"{path}: {str(error).splitlines()[0]}"
+            connection.execute("ROLLBACK")
+            connection.execute("BEGIN")
     return refused
 
 

@@ -50,6 +50,8 @@ def query(results: Path, sql: str) -> Answer:
 def answer_of(connection: Connection, sql: str) -> Answer:
     """All rows of one query on an open connection."""
     cursor = connection.execute(sql)
+    if cursor is None:
+        raise QueryError("there is no statement in this query", hint="for example: FROM leaderboard WHERE rank = 1")
     columns = tuple(str(column[0]) for column in cursor.description or ())
     return Answer(columns, tuple(cursor.fetchall()) if columns else ())
 

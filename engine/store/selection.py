@@ -6,11 +6,12 @@ import re
 from dataclasses import dataclass
 
 from engine.errors import MissingError
+from engine.ids import starting
 from engine.store.database import Connection
 
 HINT = (
-    "give a run id or the start of one, a sweep, SWEEP:JOB, a label, or NAME=VALUE with an override, a threshold, "
-    "model, provider, backend, device or version"
+    "give a run id, a sweep, the start of one of these, SWEEP:JOB, a label, or NAME=VALUE with an override, a "
+    "threshold, model, provider, backend, device or version"
 )
 _COLUMNS = ("model", "provider", "backend", "device", "version", "category")
 
@@ -40,21 +41,19 @@ def _ids(connection: Connection, where: str, *values: object) -> list[str]:
 
 
 def _by_id(connection: Connection, word: str) -> list[str]:
-    if not re.fullmatch(r"[0-9a-f]{4,16}", word):
-        return []
-    found = _ids(connection, "starts_with(run_id, ?)", word)
-    if len(found) > 1:
-        raise MissingError(f"{len(found)} runs begin with '{word}': {', '.join(found[:5])}", hint="give more of the id")
-    return found
+    found = starting(word, _ids(connection, "starts_with(run_id, ?)", word), "runs")
+    return [found] if found is not None else []
 
 
 def _by_sweep(connection: Connection, word: str) -> list[str]:
-    sweep, _, job = word.rpartition(":")
-    of_job = []
-    if sweep and job.isdigit():
+    known = [sweep for (sweep,) in connection.execute("SELECT DISTINCT sweep_id FROM sweep_jobs").fetchall()]
+    start, _, job = word.rpartition(":")
+    of_job = starting(start, known, "sweeps") if job.isdigit() else None
+    if of_job is not None:
         jobs = "SELECT run_id FROM sweep_jobs WHERE sweep_id = ? AND job = ?"
-        of_job = _ids(connection, f"run_id IN ({jobs})", sweep, int(job))
-    return of_job or _ids(connection, "run_id IN (SELECT run_id FROM sweep_jobs WHERE sweep_id = ?)", word)
+        return _ids(connection, f"run_id IN ({jobs})", of_job, int(job))
+    sweep = starting(word, known, "sweeps")
+    return _ids(connection, "run_id IN (SELECT run_id FROM sweep_jobs WHERE sweep_id = ?)", sweep) if sweep else []
 
 
 def _by_label(connection: Connection, word: str) -> list[str]:

@@ -76,6 +76,7 @@ TABLES = (
         "llm_failed reply_unusable advice_unreadable prompt_drift",
         "kind:t role:t attempt:i sample:i failure:t problem:t message:t slot:t difference:t",
     ),
+    _table("step_uses", "step", "step_kind:t step:t wall_s:f"),
     _table(
         "candidates",
         "candidate",

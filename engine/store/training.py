@@ -67,14 +67,17 @@ SELECT c.run_id, c.task_id, k.task_hash, k.name, k.category, k.facts, k.contract
        c.stage, c.role, c.attempt, c.sample, c.audit, c.proposer, c.candidate_id, c.parent_id, c.source_hash, v.status,
        v.reason, v.message, v.mode, v.precision_class, v.error_ratio, m.score_kind, m.median_us, o.value, o.lo, o.hi,
        b.value AS parent_value, b.lo AS parent_lo, b.hi AS parent_hi, n.score_kind AS parent_kind,
-       CASE WHEN d.incumbent_id = c.parent_id THEN p.value END AS paired,
-       CASE WHEN d.incumbent_id = c.parent_id THEN p.lo END AS paired_lo,
-       CASE WHEN d.incumbent_id = c.parent_id THEN p.hi END AS paired_hi, d.promoted, d.why
-FROM candidates c JOIN tasks k USING (run_id, task_id) JOIN runs u USING (run_id)
+       d.incumbent_id, p.value AS paired, p.lo AS paired_lo, p.hi AS paired_hi, d.promoted, d.why
+FROM (SELECT c.*, s.task_hash AS drafted_for FROM candidates c
+      ASOF JOIN task_starts s ON s.run_id = c.run_id AND s.task_id = c.task_id AND s.seq <= c.seq) c
+-- What was drafted for an earlier text of an edited task has no reference any more.
+JOIN tasks k ON k.run_id = c.run_id AND k.task_id = c.task_id AND k.task_hash IS NOT DISTINCT FROM c.drafted_for
+JOIN runs u ON u.run_id = c.run_id
 JOIN (SELECT * FROM verdicts
       QUALIFY row_number() OVER (PARTITION BY run_id, task_id, stage, candidate_id ORDER BY seq DESC) = 1) v
-     USING (run_id, task_id, stage, candidate_id)
-LEFT JOIN own o USING (run_id, task_id, candidate_id) LEFT JOIN timed m USING (run_id, task_id, candidate_id)
+     ON v.run_id = c.run_id AND v.task_id = c.task_id AND v.stage = c.stage AND v.candidate_id = c.candidate_id
+LEFT JOIN own o ON o.run_id = c.run_id AND o.task_id = c.task_id AND o.candidate_id = c.candidate_id
+LEFT JOIN timed m ON m.run_id = c.run_id AND m.task_id = c.task_id AND m.candidate_id = c.candidate_id
 LEFT JOIN own b ON b.run_id = c.run_id AND b.task_id = c.task_id AND b.candidate_id = c.parent_id
 LEFT JOIN timed n ON n.run_id = c.run_id AND n.task_id = c.task_id AND n.candidate_id = c.parent_id
 LEFT JOIN paired p ON p.run_id = c.run_id AND p.task_id = c.task_id AND p.stage = c.stage
@@ -140,6 +143,7 @@ def _record(results: Path, row: dict[str, Json], metrics: Metrics) -> Json | Non
         "median_us": row["median_us"],
         "speedup": _interval(row["value"], row["lo"], row["hi"]),
         "change": _change(row),
+        "over_best": _over_best(row),
         "promoted": bool(row["promoted"]),
         "why": row["why"],
     }
@@ -148,12 +152,19 @@ def _record(results: Path, row: dict[str, Json], metrics: Metrics) -> Json | Non
 def _change(row: dict[str, Json]) -> Json | None:
     """Parent's time over the child's: paired where the two were timed together; else from their speed-ups over eager,
     timed apart, with the widest interval these allow; None where either has no time, or of another kind."""
-    if row["paired"] is not None:
+    if row["paired"] is not None and row["incumbent_id"] == row["parent_id"]:
         return {"how": "paired", **_interval(row["paired"], row["paired_lo"], row["paired_hi"])}
     if row["value"] is None or row["parent_value"] is None or row["parent_kind"] != row["score_kind"]:
         return None
     ends = row["lo"] / row["parent_hi"], row["hi"] / row["parent_lo"]
     return {"how": "apart", **_interval(row["value"] / row["parent_value"], *ends)}
+
+
+def _over_best(row: dict[str, Json]) -> Json | None:
+    """The time of the best until then over the child's, timed together; None where that was not done."""
+    if row["paired"] is None or row["incumbent_id"] is None:
+        return None
+    return {"id": row["incumbent_id"], **_interval(row["paired"], row["paired_lo"], row["paired_hi"])}
 
 
 def _interval(value: float | None, lo: float | None, hi: float | None) -> Json:

@@ -15,8 +15,8 @@ VIEWS = {
     "stage_cost": views_cost.STAGE_COST,
     "llm_usage": views_cost.LLM_USAGE,
     "stage_yield": views_stages.STAGE_YIELD,
-    "rule_audit": views_stages.RULE_AUDIT,
     "false_skips": views_stages.FALSE_SKIPS,
+    "rule_audit": views_stages.RULE_AUDIT,
     "failures": views_stages.FAILURES,
     "headroom": views_stages.HEADROOM,
     "history": views_stages.HISTORY,
@@ -103,14 +103,19 @@ def sweep(thresholds: Sequence[str]) -> str:
     with another column is called threshold_<name>."""
     columns = "".join(
         f"TRY_CAST(r.thresholds ->> {json_path(name)} AS DOUBLE) AS "
-        f"{identifier(f'threshold_{name}' if name in SWEEP_COLUMNS else name)},\n       "
+        f"{identifier(f'threshold_{name}' if name.lower() in SWEEP_COLUMNS else name)},\n       "
         for name in thresholds
     )
     return f"""
 WITH jobs AS (SELECT sweep_id, job, run_id, any_value(overrides) AS overrides, min(seq) AS seq
               FROM sweep_jobs GROUP BY sweep_id, job, run_id),
--- A run that had ended before its job began cost that job nothing.
-ends AS (SELECT run_id, min(seq) AS seq FROM run_ends WHERE outcome IN ('done', 'budget') GROUP BY run_id),
+-- A run that had ended before its job began, and did not go on for an edited task, cost that job nothing.
+ends AS (SELECT e.run_id, min(e.seq) AS seq, any_value(b.seq) AS begun
+         FROM run_ends e LEFT JOIN (SELECT run_id, max(seq) AS seq FROM task_starts GROUP BY run_id) b USING (run_id)
+         WHERE e.outcome IN ('done', 'budget') GROUP BY e.run_id),
+found AS (SELECT j.sweep_id, j.job, j.run_id,
+                 coalesce(e.seq < j.seq AND coalesce(e.begun < j.seq, true), false) AS found
+          FROM jobs j LEFT JOIN ends e USING (run_id)),
 lost AS (SELECT run_id, arg_max(concat_ws(': ', error, message), seq) AS why
          FROM interruptions WHERE kind IN ('job_failed', 'task_failed') GROUP BY run_id),
 short AS (SELECT run_id, arg_min(why, seq) AS why FROM task_ends WHERE outcome = 'budget' GROUP BY run_id),
@@ -120,22 +125,22 @@ asked AS (SELECT run_id, sum(input_tokens + output_tokens)::BIGINT AS tokens, su
 held AS (SELECT run_id, sum(wall_s) AS gpu_s FROM steps WHERE kind NOT IN ('reply', 'facts') GROUP BY run_id),
 went AS (SELECT run_id, count(*) FILTER (outcome <> 'skipped') AS stages_run,
                 count(*) FILTER (outcome = 'skipped') AS stages_skipped, count(*) FILTER (outcome = 'exited') AS exits
-         FROM (SELECT * FROM stages
-               QUALIFY row_number() OVER (PARTITION BY run_id, task_id, stage ORDER BY seq DESC) = 1)
+         FROM ({views_stages.LAST_ENDS})
          GROUP BY run_id)
 SELECT j.sweep_id, j.job, array_to_string(CAST(j.overrides AS VARCHAR[]), ' ') AS overrides,
        {columns}s.tasks, s.solved, s.geomean, s.score_kind, coalesce(a.tokens, 0) AS tokens, a.usd,
        coalesce(a.unpriced, 0) AS unpriced,
-       CASE WHEN r.backend = 'cpu' OR e.seq < j.seq THEN 0 ELSE coalesce(h.gpu_s, 0) END AS gpu_s,
-       CASE WHEN e.seq < j.seq THEN 0 ELSE r.wall_s END AS wall_s,
+       CASE WHEN r.backend = 'cpu' OR f.found THEN 0 ELSE coalesce(h.gpu_s, 0) END AS gpu_s,
+       CASE WHEN f.found THEN 0 ELSE r.wall_s END AS wall_s,
        coalesce(w.stages_run, 0) AS stages_run, coalesce(w.stages_skipped, 0) AS stages_skipped,
        coalesce(w.exits, 0) AS exits,
        CASE WHEN coalesce(r.outcome, 'unfinished') <> 'unfinished' THEN r.outcome
             WHEN l.why IS NULL THEN 'unfinished' ELSE 'failed' END AS outcome,
        CASE r.outcome WHEN 'done' THEN NULL WHEN 'budget' THEN b.why ELSE l.why END AS why,
-       coalesce(e.seq < j.seq, false) AS found, j.run_id
-FROM jobs j LEFT JOIN runs r USING (run_id) LEFT JOIN summary s USING (run_id) LEFT JOIN asked a USING (run_id)
-LEFT JOIN held h USING (run_id) LEFT JOIN went w USING (run_id) LEFT JOIN ends e USING (run_id)
+       f.found, j.run_id
+FROM jobs j JOIN found f USING (sweep_id, job, run_id) LEFT JOIN runs r USING (run_id)
+LEFT JOIN summary s USING (run_id) LEFT JOIN asked a USING (run_id)
+LEFT JOIN held h USING (run_id) LEFT JOIN went w USING (run_id)
 LEFT JOIN lost l USING (run_id) LEFT JOIN short b USING (run_id)
 ORDER BY j.sweep_id, j.job, s.score_kind
 """

@@ -1,5 +1,5 @@
-"""Views of what was spent. A reply, verdict or confirmation that came from the memo counts as if it were made anew;
-`steps` has what was paid."""
+"""Views of what was spent. A reply or step that came from the memo counts as if it were made anew; `steps` has what was
+paid."""
 
 from __future__ import annotations
 
@@ -10,17 +10,37 @@ SELECT run_id, task_id, role, count(*) AS calls, sum(input_tokens) AS input_toke
 FROM llm_calls GROUP BY run_id, task_id, role ORDER BY run_id, task_id, role
 """
 
+# Seconds of verdicts and confirmations are in their own events, which older journals have as well. A source that was
+# drafted in two stages was judged once: both events have the seconds of the one step.
 STAGE_COST = """
-SELECT run_id, task_id, stage, sum(calls)::BIGINT AS calls, sum(tokens)::BIGINT AS tokens, sum(usd) AS usd,
-       sum(unpriced)::BIGINT AS unpriced, coalesce(sum(model_s), 0) AS model_s,
-       coalesce(sum(judge_s), 0) AS judge_s, coalesce(sum(gpu_s), 0) AS gpu_s
-FROM (
+WITH judged AS (
+    SELECT run_id, task_id, arg_min(stage, seq) AS stage, wall_s AS judge_s, gpu_s AS judge_gpu_s
+    FROM verdicts GROUP BY run_id, task_id, candidate_id, wall_s, gpu_s),
+parts AS (
     SELECT run_id, task_id, stage, 1 AS calls, input_tokens + output_tokens AS tokens, cost_usd AS usd,
-           (cost_usd IS NULL)::INTEGER AS unpriced, latency_s AS model_s, NULL::DOUBLE AS judge_s,
-           NULL::DOUBLE AS gpu_s FROM llm_calls
-    UNION ALL SELECT run_id, task_id, stage, 0, 0, NULL, 0, NULL, wall_s, gpu_s FROM verdicts
-    UNION ALL SELECT run_id, task_id, stage, 0, 0, NULL, 0, NULL, wall_s, gpu_s FROM confirmations)
-GROUP BY run_id, task_id, stage ORDER BY run_id, task_id, stage
+           (cost_usd IS NULL)::INTEGER AS unpriced, latency_s AS model_s FROM llm_calls
+    UNION ALL BY NAME FROM judged
+    UNION ALL BY NAME SELECT run_id, task_id, stage, wall_s AS judge_s, gpu_s AS judge_gpu_s FROM confirmations
+    UNION ALL BY NAME
+    SELECT run_id, task_id, stage,
+           CASE WHEN step_kind IN ('baseline', 'timing', 'promotion') THEN wall_s END AS timing_s,
+           CASE WHEN step_kind = 'profile' THEN wall_s END AS profile_s,
+           CASE WHEN step_kind = 'tune' THEN wall_s END AS tune_s FROM step_uses),
+summed AS (
+    SELECT run_id, task_id, stage, coalesce(sum(calls), 0)::BIGINT AS calls, coalesce(sum(tokens), 0)::BIGINT AS tokens,
+           sum(usd) AS usd, coalesce(sum(unpriced), 0)::BIGINT AS unpriced, coalesce(sum(model_s), 0) AS model_s,
+           coalesce(sum(judge_s), 0) AS judge_s, coalesce(sum(timing_s), 0) AS timing_s,
+           coalesce(sum(profile_s), 0) AS profile_s, coalesce(sum(tune_s), 0) AS tune_s,
+           coalesce(sum(judge_gpu_s), 0) AS judge_gpu_s
+    FROM parts GROUP BY run_id, task_id, stage),
+noted AS (SELECT run_id, task_id, true AS steps FROM step_uses GROUP BY run_id, task_id),
+held AS (SELECT run_id, arg_max(backend, seq) AS backend FROM run_starts GROUP BY run_id)
+SELECT run_id, task_id, stage, calls, tokens, usd, unpriced, model_s, judge_s,
+       CASE WHEN steps THEN timing_s END AS timing_s, CASE WHEN steps THEN profile_s END AS profile_s,
+       CASE WHEN steps THEN tune_s END AS tune_s, model_s + judge_s + s.timing_s + s.profile_s + s.tune_s AS seconds,
+       judge_gpu_s, judge_gpu_s + CASE WHEN backend = 'cpu' THEN 0 ELSE s.timing_s + s.profile_s + s.tune_s END AS gpu_s
+FROM summed s LEFT JOIN noted USING (run_id, task_id) LEFT JOIN held USING (run_id)
+ORDER BY run_id, task_id, stage
 """
 
 LLM_USAGE = """

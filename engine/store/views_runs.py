@@ -19,7 +19,8 @@ SELECT s.run_id, s.seq, s.task_id, s.name, s.category, s.named, s.classified, s.
        e.speedup_lo, e.speedup_hi, e.speedup_fastest, e.fastest, e.headroom, e.score_kind, e.confirmed
 FROM (SELECT * FROM task_starts QUALIFY row_number() OVER (PARTITION BY run_id, task_id ORDER BY seq DESC) = 1) s
 LEFT JOIN (SELECT * FROM task_ends QUALIFY row_number() OVER (PARTITION BY run_id, task_id ORDER BY seq DESC) = 1) e
-       USING (run_id, task_id)
+       -- An end before the last start is that of another text of the task.
+       ON e.run_id = s.run_id AND e.task_id = s.task_id AND e.seq > s.seq
 """
 
 LEADERBOARD = """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.__main__ import name_sweep
+from engine.__main__ import diagnose, name_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "litellm", "triton", "duckdb", "pandas", "jinja2", "rich", "engine.run")
@@ -107,8 +107,9 @@ def test_help_shows_examples_groups_and_exit_codes(tmp_path):
         (["search.seeds=${nowhere}"], ["search.seeds: Interpolation key 'nowhere' not found"]),
         (["thresholds.small_conv_speedup=a < b"], ["inner quotes"]),
         (["--config-dir=nowhere"], ["nowhere"]),
+        (["hydra/launcher=jobli"], ["no option 'jobli', did you mean 'joblib'?"]),
     ],
-    ids=["two faults", "no default", "interpolation", "unreadable", "no folder"],
+    ids=["two faults", "no default", "interpolation", "unreadable", "no folder", "no launcher"],
 )
 def test_bad_configuration_is_one_message_and_exit_2(arguments, fragments, tmp_path):
     done = python(["-m", "engine", *arguments], tmp_path)
@@ -116,6 +117,20 @@ def test_bad_configuration_is_one_message_and_exit_2(arguments, fragments, tmp_p
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert [fragment for fragment in fragments if fragment not in done.stderr] == []
+
+
+@pytest.mark.parametrize(
+    ("launcher", "extra"), [("joblib", "sweep"), ("submitit_local", "slurm"), ("submitit_slurm", "slurm")]
+)
+def test_a_launcher_that_is_not_installed_says_what_to_install(launcher, extra):
+    """Its own keys are then no faults of the command line, others are."""
+    if any(Path(folder, "hydra_plugins").is_dir() for folder in sys.path):
+        pytest.skip("a plugin of Hydra is installed")
+    faults = diagnose(
+        [f"hydra/launcher={launcher}", "hydra.launcher.n_jobs=2", "search.seedss=1", "category=attention"]
+    )
+    told = f"the launcher '{launcher}' is not installed: pip install 'kernel-engine[{extra}]'"
+    assert [fault.problem for fault in faults] == [told, "unknown key, did you mean 'seeds'?"]
 
 
 def test_broken_yaml_names_file_and_line(tmp_path):

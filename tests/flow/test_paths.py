@@ -3,6 +3,9 @@ never at the price of the task's own result."""
 
 from __future__ import annotations
 
+import json
+import os
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,6 +16,10 @@ from engine.errors import WorkerError
 from engine.paths import Paths
 from engine.rules import parse
 from engine.settings import Rule
+from engine.steps.listing import Filter
+from engine.steps.prune import plan, remove
+from engine.steps.stored import RECENT_S
+from engine.store import Scope, ingest, replay
 from engine.vocabulary import operands
 from tests.flow.test_fresh import Lab, composed, threshold
 from tests.flow.test_runner import kernel, of
@@ -156,6 +163,61 @@ def test_a_swept_job_pays_nothing_where_the_last_sample_of_a_sequential_stage_fa
     assert [e["outcome"] for e in of(events, "stage_ended")] == ["skipped", "skipped", "done"]
     assert of(events, "promotion")[-1]["promoted"]
     assert swept.profiled == []
+
+
+class Counting(FakeBackend):
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def _count(self, what, operator, source):
+        self.made.append(what)
+
+
+@pytest.mark.parametrize("payer", ["itself", "a run that is gone"])
+def test_pruning_keeps_what_a_sweep_over_an_observed_run_finds(tmp_path, monkeypatch, payer):
+    """The first draft of the stage breaks its requirement, so that obeying jobs judge the repair, of which the journal
+    of the observing run says nothing."""
+    lab = Lab(tmp_path, monkeypatch)
+    replies = {**REPLIES, f"{FIRST}.repair.1.0": kernel(us=70, launches=3, **READ)}
+    monkeypatch.setattr(tests.flow.test_fresh, "REPLIES", replies)
+    rules = {"x": Rule("launches > 2", "why", "ignore")}
+
+    def plan_of(settings):
+        return with_stage(settings, FIRST, repairs=1, require=rules)
+
+    lab.run(lambda settings: observed(plan_of(settings)))
+    steps = tmp_path / "results" / "steps"
+    if payer != "itself":
+        ledger = steps / "ledger.jsonl"
+        lines = map(json.loads, ledger.read_text().splitlines())
+        ledger.write_text("".join(json.dumps({**line, "run_id": "gone"}) + "\n" for line in lines))
+    for path in steps.glob("*/??/*.json"):
+        os.utime(path, (time.time() - 2 * RECENT_S,) * 2)
+    remove(tmp_path / "results", plan(tmp_path / "results", Filter(), unreferenced=True))
+    device = Counting()
+    _, events, _ = lab.run(lambda settings: threshold(0.9)(plan_of(settings)), device)
+    assert of(events, "candidate", role="repair"), "the swept job obeys the requirement"
+    assert device.made == []
+
+
+def test_a_requirement_replayed_over_an_observed_run_refuses_what_an_obeying_one_does(tmp_path, monkeypatch):
+    lab = Lab(tmp_path, monkeypatch)
+    replies = {**REPLIES, f"{FIRST}.optimise.0.1": kernel(us=60, launches=3, **READ)}
+    monkeypatch.setattr(tests.flow.test_fresh, "REPLIES", replies)
+    rules = {"many": Rule("launches > 2", "why", "ignore")}
+
+    def plan_of(settings):
+        return with_stage(settings, FIRST, samples=2, require=rules)
+
+    lab.run(lambda settings: observed(plan_of(settings)))
+    results = tmp_path / "results"
+    ingest(results)
+    made = replay(results, "launches > 2", "many", Scope())
+    _, events, _ = lab.run(plan_of)
+    refused = {e["candidate_id"] for e in of(events, "rule", rule="many") if e["obeyed"]}
+    assert {d.candidate_id for d in made.decisions if d.effect == "refused"} == refused != set()
+    assert [d.effect for d in made.decisions] == ["refused"]
 
 
 @pytest.mark.parametrize(

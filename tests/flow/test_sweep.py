@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 
 import engine.run
 from benchmarks.sweep_tasks import overrides, write_tasks
-from benchmarks.threshold_sweep import measure
+from benchmarks.threshold_sweep import COLUMNS, measure, rows_of
 from engine.__main__ import compose, main
-from engine.store import query
+from engine.store import Scope, query, replay
 from engine.sweeping import shared_compositions
 from engine.tasks import facts_client
 from tests.support.fake_backend import FakeBackend
@@ -104,6 +104,62 @@ def test_a_sweep_after_an_observing_run_pays_nothing_and_shows_what_runs_from_sc
     found = measure(tmp_path, tasks=3, values=2, sample=1, jobs=0, run=in_process)
     assert (found.jobs, found.rows, found.calls, found.steps, found.different) == (8, 8, 0, 0, 0)
     assert found.distinct > 2, "the thresholds change nothing, so the test could not fail"
+    compared = [dict(zip(COLUMNS.split(", "), row, strict=False)) for row in rows_of(tmp_path / "results").values()]
+    assert len({row["tokens"] for row in compared}) > 1, "what a job costs is compared, too"
+
+
+SWEPT_RULES = (
+    # Stage, rule, its expression, a threshold at which it never acts and another one, how many tasks that changes.
+    ("primary_matmul", "poor_matmul", "speedup < {}", "poor_matmul_speedup", 0.0, 0.5, 1),
+    ("swizzle", "fast_enough", "speedup > {}", "swizzle_speedup", 99.0, 0.3, 1),
+    ("staging", "fast_enough", "speedup > {}", "staging_speedup", 99.0, 0.9, 0),
+)
+
+
+def test_whatif_over_an_observing_run_tells_what_a_job_that_obeys_pays_and_finds(tmp_path, in_process):
+    """The other rules act in a job, too: staging is left out by no_reuse whatever its threshold, and the last stage of
+    the fused task by nothing_to_fuse."""
+    write_tasks(tmp_path, 3)
+    results = tmp_path / "results"
+    in_process("engine", [*overrides(tmp_path, results, replay=False), "search.rules=observe", "run.label=observed"])
+    for stage, rule, expression, name, never, value, changed in SWEPT_RULES:
+        swept = [f"thresholds.{name}={never},{value}", f"hydra.sweep.dir={tmp_path / 'hydra'}"]
+        in_process("engine", ["-m", *overrides(tmp_path, results, replay=True), f"run.sweep={stage}", *swept])
+        sql = (
+            "SELECT task_id, sum(c.tokens), any_value(t.speedup) FROM stage_cost c JOIN tasks t USING (run_id, task_id)"
+        )
+        sql += f" JOIN sweep_jobs j USING (run_id) WHERE j.sweep_id = '{stage}' AND j.job = {{}} GROUP BY task_id"
+        whole, left = ({row[0]: row[1:] for row in query(results, sql.format(job)).rows} for job in (0, 1))
+        found = replay(results, expression.format(value), rule, Scope(runs="observed", stage=stage))
+        told = {made.task_id: made for made in found.decisions}
+        assert set(told) == {task for task in whole if whole[task] != left[task]}
+        assert len(told) == changed
+        for task, made in told.items():
+            assert made.saved.tokens == whole[task][0] - left[task][0]
+            assert made.gain_lost == pytest.approx(whole[task][1] / left[task][1])
+        # What the jobs found in the memo counts no second time.
+        everywhere = replay(results, expression.format(value), rule, Scope(stage=stage))
+        assert (everywhere.decisions, everywhere.repeats > 0) == (found.decisions, True)
+        assert sum(total.saved.tokens for total in everywhere.totals) == sum(
+            made.saved.tokens for made in told.values()
+        )
+
+
+def test_a_forecast_of_a_run_that_has_ended_expects_nothing(tmp_path, capsys, in_process):
+    write_tasks(tmp_path, 1)
+    command = overrides(tmp_path, tmp_path / "results", replay=False)
+
+    def foretold():
+        capsys.readouterr()
+        in_process("engine", [*command, "run.mode=forecast", "run.form=json"])
+        return json.loads(capsys.readouterr().out)
+
+    before = foretold()
+    assert (before["in_all"]["done"], before["in_all"]["calls"]["most"] > 3) == (False, True)
+    in_process("engine", command)
+    after = foretold()
+    assert (after["in_all"]["done"], after["in_all"]["usd"]) == (True, {"least": 0.0, "most": 0.0})
+    assert after["paid_before"]["calls"] > 0
 
 
 def test_a_job_that_cannot_run_is_in_the_sweep_and_the_same_command_continues(tmp_path, monkeypatch, capsys, fake):

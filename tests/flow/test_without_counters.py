@@ -93,7 +93,7 @@ def test_the_plan_ends_and_the_database_says_what_stands_for_what(go, forbidden)
     notes = {metric: note for metric, *_, note in rows}
     assert f"ncu: {FORBIDDEN}" in notes["dram_pct"] and "a lower bound" in notes["dram_pct"]
     assert f"ncu: {FORBIDDEN}" in notes["l2_hit_pct"]
-    assert notes["registers"] == f"ncu: {FORBIDDEN}"
+    assert notes["registers"] == ""
 
     prompt = llm.prompts["primary_conv.optimise.0.0"]
     assert "[algebra] (a substitute, confidence 0.3: compulsory bytes at copy bandwidth" in prompt

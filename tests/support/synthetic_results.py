@@ -37,7 +37,7 @@ class Run:
         )
         self.journal.write("environment", device={"backend": backend, "name": device}, facts={"triton": "3.6.0"})
 
-    def task(self, task: str, category: str) -> None:
+    def task(self, task: str, category: str, *, text: str = "") -> None:
         self.journal.write(
             "task_started",
             task_id=task,
@@ -48,7 +48,7 @@ class Run:
             facts=FACTS,
             contract={},
             contract_origin="declared",
-            task_hash=task * 2,
+            task_hash=task * 2 + text,
             licence=None,
         )
         self.journal.write("classification", task_id=task, evaluations=[])
@@ -269,6 +269,7 @@ def write_results(results: Path) -> Path:
     run.draft("conv", "seed", "e1", 8.0, category="windows")
     run.task_end("conv", "windows", "done", "e1", 8.0)
     run.task("gru", "flat")
+    run.journal.write("step", task_id="gru", stage=None, step_kind="baseline", step="7" * 64, wall_s=8.0)
     run.draft("gru", "seed", "e2", None, category="flat")
     run.journal.write("llm_failed", task_id="gru", stage="seed", **_slot(), failure="timeout", message="no answer")
     run.task_end("gru", "flat", "unsolved", None, None)

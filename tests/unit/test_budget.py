@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from engine.errors import BudgetSpent
 from engine.llm.budget import Budget
+from engine.llm.caller import Caller
 from engine.llm.quote import quotes
-from engine.records import Usage
+from engine.records import Reply, Usage
 from tests.support.llm import limits, llm_settings, request
 
 
@@ -17,6 +20,14 @@ class Clock:
 
     def __call__(self):
         return self.now
+
+
+class Llm:
+    asked = 0
+
+    def complete(self, request):
+        self.asked += 1
+        return Reply("text", "stop", Usage(1, 1), 0.1, "m", "test", "test")
 
 
 USAGE = Usage(700, 300, cached_tokens=600, reasoning_tokens=200, cost_usd=0.25)
@@ -123,8 +134,18 @@ def test_judge_seconds_forbid_judge_steps_and_no_calls():
     budget.check_gpu()
     budget.spend_gpu(0.2)
     budget.check()
-    with pytest.raises(BudgetSpent, match=r"gpu_s: 10\.1 s spent of 10\.0 s allowed"):
+    with pytest.raises(BudgetSpent, match=r"gpu_s: 10\.1 s spent of 10\.0 s allowed for judge steps \(wall clock\)$"):
         budget.check_gpu()
+
+
+@pytest.mark.parametrize(("free", "asked"), [(False, 0), (True, 1)])
+def test_no_call_is_paid_whose_reply_could_not_be_judged(free, asked):
+    llm = Llm()
+    caller = Caller(llm, llm_settings("litellm").retry, Budget(limits(gpu_s=10.0)), free=free)
+    caller.budget.spend_gpu(10.0)
+    with contextlib.suppress(BudgetSpent):
+        caller.complete(request())
+    assert llm.asked == asked
 
 
 def test_a_quote_is_the_prompt_and_the_longest_answer_at_the_declared_price():

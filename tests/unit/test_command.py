@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 
 import pytest
 
-from engine.command import INTERRUPTED, exit_code
+from engine.command import INTERRUPTED, exit_code, reader_left
 from engine.errors import EngineError, MissingError
 
 
@@ -44,3 +45,14 @@ def test_a_closed_pipe_is_no_error_and_nothing_more_is_said(monkeypatch):
 def test_a_bug_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
         exit_code(raising(ZeroDivisionError()))
+
+
+def test_a_stream_that_nobody_reads_is_silenced(tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stream:  # noqa: PTH123 - a descriptor has no path
+        assert reader_left(stream, "seen by nobody")
+        assert not reader_left(stream, "gone")
+    with (tmp_path / "log").open("w") as stream:
+        assert not reader_left(stream, "read")
+    assert (tmp_path / "log").read_text() == "read"

@@ -132,6 +132,65 @@ def test_values_no_reader_takes_are_replaced(path):
     assert event["where"] == "a?b\ufffdc"
 
 
+def test_what_another_program_wrote_is_cleaned_as_it_is_read(path):
+    journal = Journal(path, "r1")
+    journal.write("waiting", where="here")
+    journal.close()
+    path.write_text(path.read_text().replace('"here"', r'"a\ud800","\udc00":NaN,"far":[-Infinity,1e999]'))
+    (event,) = read_events(path)
+    assert (event["where"], event["?"], event["far"]) == ("a?", None, [None, None])
+    continued = Journal(path, "r1")
+    continued.write("waiting", where="there")
+    continued.close()
+    assert [event["where"] for event in read_events(path)] == ["a?", "there"]
+
+
+@pytest.mark.parametrize("change", ['"kind":["waiting"]', '"kind":1', '"kind":"waiting","task_id":7', '"kind":{}'])
+def test_an_envelope_of_other_types_is_damage(path, change):
+    journal = Journal(path, "r1")
+    for name in "ab":
+        journal.write("waiting", where=name)
+    journal.close()
+    text = path.read_text().replace('"kind":"waiting"', change, 1)
+    path.write_text(text.replace('"task_id":null', '"stage":null', 1))
+    with pytest.raises(StoreError, match="line 1: expected an event"):
+        read_events(path)
+
+
+def test_brackets_without_end_are_damage(path):
+    journal = Journal(path, "r1")
+    for name in "ab":
+        journal.write("waiting", where=name)
+    journal.close()
+    path.write_text(path.read_text().replace('"where":"a"', '"where":' + "[" * 5000 + "]" * 5000))
+    with pytest.raises(StoreError, match="line 1: expected an event"):
+        read_events(path)
+
+
+def started(journal, task_hash):
+    fields = dict.fromkeys(EVENTS["task_started"]) | {"task_hash": task_hash}
+    return journal.write("task_started", task_id="a", **fields)
+
+
+def test_a_task_that_is_edited_back_is_said_again_and_what_it_found_is_not(path):
+    ended = dict.fromkeys(EVENTS["task_ended"])
+    waiting = {"where": "x"}
+    for task_hash, repeats in (("A", 2), ("B", 1), ("A", 2)):
+        for _ in range(repeats):
+            journal = Journal(path, "r1")
+            started(journal, task_hash)
+            journal.write("waiting", task_id="a", **waiting, asked=task_hash)
+            journal.write("task_ended", task_id="a", **ended | {"why": task_hash})
+            journal.write("run_ended", outcome="done", tasks=1, failed=[], wall_s=0.0)
+            journal.close()
+    events = read_events(path)
+    assert [e["task_hash"] for e in events if e["kind"] == "task_started"] == ["A", "B", "A"]
+    assert [e["why"] for e in events if e["kind"] == "task_ended"] == ["A", "B", "A"]
+    assert [e["asked"] for e in events if e["kind"] == "waiting"] == ["A", "B"]
+    assert [e["kind"] for e in events].count("run_ended") == 3
+    assert events[-1]["kind"] == "run_ended"
+
+
 def test_durable_events_are_synced(path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(path.read_bytes().count(b"\n")))

@@ -9,9 +9,10 @@ import pytest
 
 from engine.report import rows, summary, write_reports
 from engine.report.__main__ import main
+from engine.report.detail import operators
 from engine.report.figure import score_curve
 from engine.report.rows import Score
-from tests.support.sample_journal import RUN, Writer, draft, end, promote, sample_events, start
+from tests.support.sample_journal import RUN, Writer, call, draft, end, promote, sample_events, start
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -86,6 +87,59 @@ def test_an_open_stage_is_running():
     write("stage_started", "t", "one", audit=False)
     assert rows(write.events)[0].stages[0].outcome == "running"
     assert rows(write.events)[0].outcome == "running"
+
+
+def drafted_twice():
+    """Two stages draft the same source; the second one finds it no faster than the best, which it is."""
+    write = Writer()
+    start(write, "a", "flat")
+    for stage, promoted in (("tile", True), ("fuse", False)):
+        write("stage_started", "a", stage, category="flat", audit=False)
+        call(write, "a", stage)
+        draft(write, "a", stage, "same", reason=None, speedup=2.0)
+        why = "first correct kernel" if promoted else "not above 1"
+        write("promotion", "a", stage, candidate_id="same", promoted=promoted, why=why)
+    return write.events
+
+
+def test_a_source_that_two_stages_drafted_is_decided_in_each():
+    (row,) = rows(drafted_twice())
+    assert [(p.stage, p.candidate_id, p.status, p.promoted) for p in row.points] == [
+        ("tile", "same", "correct", True),
+        ("fuse", "same", "correct", False),
+    ]
+    assert [(stage.name, stage.candidates) for stage in row.stages] == [("tile", 1), ("fuse", 1)]
+    (found,) = operators(drafted_twice())
+    assert [(made.number, made.promotion["why"]) for made in found.candidates] == [
+        (1, "first correct kernel"),
+        (2, "not above 1"),
+    ]
+    assert [[made.number for call in stage.calls for made in call.candidates] for stage in found.stages] == [[1], [2]]
+
+
+def edited(*texts):
+    """One draft for each text of a task; what is in the journal is not written again when it is edited back."""
+    write = Writer()
+    for number, text in enumerate(texts):
+        fields = {"named": None, "classified": text, "facts": {}}
+        write("task_started", "a", name="a", category=f"of {text}", task_hash=text, **fields)
+        if text not in texts[:number]:
+            call(write, "a", "tile")
+            draft(write, "a", "tile", f"for {text}", reason=None, speedup=2.0)
+            write("promotion", "a", "tile", candidate_id=f"for {text}", promoted=True, why="")
+    return write.events
+
+
+@pytest.mark.parametrize("texts", ["A", "AB", "ABA"])
+def test_an_edited_operator_has_the_candidates_of_its_present_text(texts):
+    (row,) = rows(edited(*texts))
+    present = texts[-1]
+    assert (row.category, [point.candidate_id for point in row.points]) == (f"of {present}", [f"for {present}"])
+    assert (row.best_id, row.outcome) == (f"for {present}", "running")
+    assert (row.calls, row.cost_usd) == (len(set(texts)), pytest.approx(0.01 * len(set(texts)))), "it was all paid"
+    (found,) = operators(edited(*texts))
+    assert [made.event["candidate_id"] for made in found.candidates] == [f"for {present}"]
+    assert found.started["task_hash"] == present
 
 
 def test_the_best_so_far_gives_way_to_the_end():

@@ -253,6 +253,54 @@ def test_a_journal_of_an_older_engine_gives_a_page(tmp_path, capsys):
     assert "alpha" in (tmp_path / "report.html").read_text()
 
 
+def journal_with(folder, kind, **fields):
+    events = [{**event, **fields} if event["kind"] == kind else event for event in sample_events()]
+    (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("task_ended", {"why": "a\ud800b"}),
+        ("stage_ended", {"why": "a\ud800b"}),
+        ("rule", {"operands": {"a\ud800b": float("nan")}}),
+        ("ratio", {"lo": float("inf")}),
+        ("task_ended", {"speedup": "fast"}),
+    ],
+)
+def test_values_that_no_file_takes_give_a_page(tmp_path, capsys, kind, fields):
+    journal_with(tmp_path, kind, **fields)
+    assert main([str(tmp_path)]) == 0
+    assert ("a?b" in (tmp_path / "report.html").read_text()) == (kind != "ratio" and "speedup" not in fields)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [("candidate", {"candidate_id": None}), ("environment", {"device": None}), ("llm_call", {"input_tokens": [1]})],
+)
+def test_a_value_of_another_form_is_told_in_a_line(tmp_path, capsys, kind, fields):
+    journal_with(tmp_path, kind, **fields)
+    assert main([str(tmp_path)]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    assert told[0].startswith(f"{tmp_path / 'events.jsonl'}: a value of another form")
+
+
+def test_intervals_sort_as_numbers(tmp_path):
+    html = run_page(tmp_path, sample_events())
+    table = html.partition("Candidates as a table")[2].partition("</table>")[0]
+    heads = re.findall(r"<th scope=.col.( class=.n.)?>([^<]*)</th>", table)
+    at = [name for _, name in heads].index("95 % interval")
+    assert heads[at][0]
+    cells = [
+        re.findall(r"<t[dh]([^>]*)>(.*?)</t[dh]>", row)[at] for row in table.partition("<tbody>")[2].split("</tr>")[:-1]
+    ]
+    assert len(cells) > 1
+    for attributes, text in cells:
+        value = re.search(r'data-v="([^"]*)"', attributes)[1]
+        assert text == "-" if value == "" else text.startswith(f"{float(value):.3f} to ")
+
+
 def test_every_table_has_headers_with_a_scope_and_every_figure_a_label(tmp_path):
     shown = page(tmp_path)
     assert shown.of("th")
@@ -319,6 +367,20 @@ class TestSweep:
     def test_its_runs_are_those_with_its_event(self, results):
         assert [folder.name for folder in sweep_runs(results, "sweep1")] == [LOW, HIGH]
         assert sweep_ids(results) == ["sweep1"]
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [('"input_tokens":', '"input_tokens":"x","was":'), ('"kind":"verdict"', '"kind":7'), ('_job",', '_job"}{,')],
+    )
+    def test_a_run_that_cannot_be_read_is_named_and_the_others_are_shown(self, results, capsys, old, new):
+        journal = results / "runs" / LOW / "events.jsonl"
+        journal.write_text(journal.read_text().replace(old, new))
+        code = main(["sweep1", "--results", str(results)])
+        text = (results / "sweeps" / "sweep1.html").read_text()
+        assert HIGH in text
+        told = capsys.readouterr().err
+        assert (code, f"run {LOW}: " in told, LOW in text) in ((1, True, False), (0, False, False))
+        assert (code == 0) == ("}{" in new), "a run whose job is not to be read is no job"
 
     def test_a_finished_run_that_is_a_job_once_more_counts_in_both(self, results):
         journal = results / "runs" / ESTIMATED / "events.jsonl"
@@ -406,6 +468,21 @@ def test_command_takes_the_run_that_was_written_last(tmp_path, capsys):
     os.utime(results / "runs" / HIGH / "events.jsonl", (4e9, 4e9))
     assert main(["--results", str(results)]) == 0
     assert f"report: {results / 'runs' / HIGH / 'report.html'}" in capsys.readouterr().out
+
+
+def test_command_takes_the_start_of_an_id(tmp_path, capsys):
+    results = write_results(tmp_path)
+    assert main(["--results", str(results), HIGH[:4]]) == 0
+    assert f"report: {results / 'runs' / HIGH / 'report.html'}" in capsys.readouterr().out
+    (results / "runs" / f"{HIGH[:8]}00000000").mkdir()
+    assert main(["--results", str(results), HIGH[:4]]) == 2
+    assert f"2 runs begin with '{HIGH[:4]}'" in capsys.readouterr().err
+    for folder in (results / "runs").iterdir():
+        journal = folder / "events.jsonl"
+        if journal.exists():
+            journal.write_text(journal.read_text().replace('"sweep1"', '"77aa8b83f8e1e6bc"'))
+    assert main(["--results", str(results), "77aa"]) == 0
+    assert str(results / "sweeps" / "77aa8b83f8e1e6bc.html") in capsys.readouterr().out
 
 
 def test_command_without_any_run(tmp_path, capsys):

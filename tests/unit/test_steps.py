@@ -105,6 +105,27 @@ def test_a_step_that_is_not_in_the_ledger_tells_its_cost_itself(memo):
     assert listing(memo.root, Filter()).rows[0][3:5] == (1.5, 0.25)
 
 
+def test_a_run_is_named_by_the_start_of_its_id_and_an_unknown_one_is_refused(memo, capsys):
+    results = memo.root.parent
+    make(memo, run_id="09b3" + "0" * 12)
+    make(memo, run_id="09c3" + "0" * 12)
+    (results / "runs" / ("77aa" + "0" * 12)).mkdir(parents=True)
+
+    def listed(word):
+        code = main(["--results", str(results), "list", "--json", "--run", word])
+        said = capsys.readouterr()
+        return code, [row["steps"] for row in json.loads(said.out or "[]")], said.err
+
+    assert listed("09b3") == listed("09b3" + "0" * 12) == (0, [1], "")
+    assert listed("77aa") == (0, [], ""), "a run that found all in the memo"
+    code, _, told = listed("nosuch")
+    assert (code, told.splitlines()[0]) == (2, "no run is called 'nosuch'")
+    assert listed("09b")[0] == 2
+    make(memo, run_id="09b3" + "1" * 12)
+    assert "2 runs begin with '09b3'" in listed("09b3")[2]
+    assert main(["--results", str(results), "prune", "--unreferenced", "--run", "nosuch"]) == 2
+
+
 def test_an_unknown_kind_is_named(memo):
     make(memo)
     with pytest.raises(MissingError, match="timming"):

@@ -242,7 +242,9 @@ def test_metric_wide(filled):
 def test_stage_yield(filled):
     (tile,) = dicts(filled, "FROM stage_yield WHERE category = 'windows' AND stage = 'tile'")
     expected = {"score_kind": "measured", "plans": 2, "skipped": 0, "attempts": 2, "correct": 2, "improved": 1}
-    assert tile == {"category": "windows", "stage": "tile", **expected, "median_gain": 1.5, "tokens": 2400}
+    # Two calls of 2 s, two verdicts of 1.5 s, of which 0.25 s on the GPU.
+    spent = {"tokens": 2400, "seconds": 7.0, "gpu_s": 0.5}
+    assert tile == {"category": "windows", "stage": "tile", **expected, "median_gain": 1.5} | spent
     seeds = dicts(filled, "FROM stage_yield WHERE category = 'windows' AND stage = 'seed' ORDER BY score_kind")
     assert [(row["score_kind"], row["attempts"], row["correct"]) for row in seeds] == [
         ("estimated", 1, 1),

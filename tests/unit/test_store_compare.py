@@ -167,6 +167,27 @@ def test_the_start_of_two_ids_is_refused(tmp_path):
         select(connection, "abcd")
 
 
+def test_the_start_of_a_sweeps_id_names_it_and_its_jobs(tmp_path):
+    written(tmp_path, A, {}, job=(0, []))
+    written(tmp_path, B, {}, job=(1, []))
+    for run_id in (A, B):
+        path = tmp_path / "runs" / run_id / "events.jsonl"
+        path.write_text(path.read_text(encoding="utf-8").replace('"sweep1"', '"77cc8b83f8e1e6bc"'))
+    ingest(tmp_path)
+    with reader(tmp_path) as connection:
+        assert select(connection, "77cc").run_ids == (A, B)
+        assert select(connection, "77cc:1").run_ids == (B,)
+        for word in ("77c", "77cc:2", "77cd:1"):
+            with pytest.raises(MissingError, match=f"no run is called '{word}'"):
+                select(connection, word)
+        connection.execute(
+            "CREATE TEMP VIEW sweep_jobs AS SELECT run_id, run_id AS sweep_id, 0 AS job FROM runs "
+            "UNION ALL SELECT run_id, 'aaaa1', 0 FROM runs"
+        )
+        with pytest.raises(MissingError, match="2 sweeps begin with 'aaaa'"):
+            select(connection, "aaaa:0")
+
+
 def test_geometric_mean():
     assert geometric_mean([]) is None
     assert geometric_mean([2.0, 8.0]) == pytest.approx(4.0)

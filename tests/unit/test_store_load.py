@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from benchmarks import database
@@ -102,6 +103,79 @@ def test_a_damaged_run_is_named_with_its_line_and_nothing_of_it_is_taken(tmp_pat
     assert query(results, f"SELECT count(*) FROM candidates WHERE run_id = '{LOW}'").rows == ((0,),)
     path.write_bytes(b"".join(lines[:5]))
     assert ingest(results).taken == (LOW,)
+
+
+def edited(results, old, new):
+    path = results / "runs" / LOW / "events.jsonl"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sql", "found"),
+    [
+        ('"message":"out', r'"message":"\ud800out', "SELECT min(message) FROM verdicts WHERE message > ''", "?out"),
+        ('"device":{', r'"device":{"\ud800":"\udfff",', "SELECT min(device ->> '?') FROM environment", "?"),
+        ('"metric":"dram_pct"', '"metric":""', "SELECT count(*) FROM metrics WHERE metric = ''", 1),
+        ('"metric":"dram_pct"', '"metric":null', "SELECT count(*) FROM metrics WHERE metric IS NULL", 1),
+        ('"thresholds":{', r'"thresholds":{"":1,"a\u0000b":2,"Tasks":3,', "SELECT max(threshold_Tasks) FROM sweep", 3),
+    ],
+    ids=["surrogate", "surrogate-key", "no-name", "null-name", "threshold-names"],
+)
+def test_text_that_duckdb_cannot_take_is_cleaned(tmp_path, old, new, sql, found):
+    results = write_results(tmp_path)
+    edited(results, old, new)
+    assert len(ingest(results).taken) == 3
+    assert str(query(results, sql).rows[0][0]).startswith(str(found))
+
+
+def test_what_duckdb_refuses_all_the_same_costs_one_run(tmp_path):
+    """A line longer than its parser takes."""
+    results = write_results(tmp_path)
+    whole = {name for (name,) in query_runs(results)}
+    edited(results, '"message":"out', '"message":"' + "x" * (34 << 20) + "out")
+    with pytest.raises(StoreError, match=f"^run {LOW}: [^\n]*maximum_object_size[^\n]*$") as caught:
+        ingest(results)
+    assert "all other runs were taken" in caught.value.hint
+    assert {name for (name,) in query(results, "SELECT run_id FROM runs").rows} == whole - {LOW}
+    assert query(results, f"SELECT count(*) FROM verdicts WHERE run_id = '{LOW}'").rows == ((0,),)
+
+
+def query_runs(results):
+    ingest(results)
+    return query(results, "SELECT run_id FROM runs").rows
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "hint"),
+    [
+        (duckdb.IOException("no space left"), "cannot be written", "free some space"),
+        (duckdb.OutOfMemoryException("too much"), "cannot be written", "free some space"),
+        (duckdb.BinderException("no such column"), "DuckDB refuses it", "delete that file"),
+    ],
+    ids=["disk", "memory", "form"],
+)
+def test_a_disk_that_fails_is_told_apart_from_what_duckdb_refuses(tmp_path, monkeypatch, error, said, hint):
+    results = write_results(tmp_path)
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("engine.store.load._insert_all", fail)
+    monkeypatch.setattr("engine.store.database._names", fail)
+    with pytest.raises(StoreError, match=said) as caught:
+        ingest(results)
+    assert hint in caught.value.hint
+    assert not (results / "results.duckdb").exists()
+
+
+def test_a_line_without_a_usable_envelope_is_damage(tmp_path):
+    results = write_results(tmp_path)
+    edited(results, '"kind":"verdict"', '"kind":["verdict"]')
+    with pytest.raises(StoreError, match=f"run {LOW}: .*expected an event"):
+        ingest(results)
+    assert len(query(results, "SELECT run_id FROM runs").rows) == 2
 
 
 def test_what_has_not_changed_is_not_written_again(tmp_path):

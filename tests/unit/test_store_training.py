@@ -10,7 +10,7 @@ import pytest
 from engine.decode import run_identity
 from engine.store import export_training, ingest
 from engine.tasks.licence import licence
-from tests.support.synthetic_results import HIGH, LOW, write_results
+from tests.support.synthetic_results import HIGH, LOW, Run, write_results
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,12 +55,42 @@ def test_each_change_is_there_once(exported):
 def test_a_paired_change(exported):
     record = exported[1]["c3"]
     assert record["change"] == {"how": "paired", "value": 1.9, "lo": 1.8, "hi": 2.0}
+    assert record["over_best"] == {"id": "c2", "value": 1.9, "lo": 1.8, "hi": 2.0}
     assert (record["parent"]["id"], record["parent"]["source"], record["child"]["source"]) == ("c2", "# c2", "# c3")
     values = {value["metric"]: value["value"] for value in record["parent"]["metrics"]}
     assert values == {"launches": 2.0}, "a contradicted value is none"
     assert [value["metric"] for value in record["reference_metrics"]] == ["launches"]
     assert (record["stage"], record["promoted"], record["verdict"]["status"]) == ("tile", True, "correct")
     assert (record["task"]["licence"], record["task"]["source"], record["task"]["facts"]["ops"]) == ("MIT", "# conv", 3)
+
+
+def test_a_repair_has_its_change_over_the_best_though_its_parent_never_ran(tmp_path):
+    """c1 failed; c2 repairs it, is paired with the best b and takes its place."""
+    run = Run(tmp_path, LOW, kind="measured", thresholds={})
+    run.start("cuda", "H200", None)
+    run.task("conv", "flat")
+    for name, speedup, more in (("b", 1.0, {}), ("c1", None, {}), ("c2", 3.0, {})):
+        run.draft("conv", "seed" if name == "b" else "tile", name, speedup, category="flat", **more)
+        folder = tmp_path / "runs" / LOW / "tasks" / "conv" / "candidates"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.py").write_text(f"# {name}")
+    paired = {"over": "incumbent", "value": 3.053, "lo": 3.0, "hi": 3.1, "n": 20}
+    run.journal.write("ratio", task_id="conv", stage="tile", candidate_id="c2", **paired)
+    run.end(1, wall_s=1.0)
+    path = tmp_path / "runs" / LOW / "events.jsonl"
+    events = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for event in events:
+        if event["kind"] == "candidate" and event["candidate_id"] != "b":
+            event["parent_id"] = "b" if event["candidate_id"] == "c1" else "c1"
+        if event["kind"] == "promotion" and event["candidate_id"] == "c2":
+            event |= {"incumbent_id": "b", "ratio": 3.053}
+    path.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    ingest(tmp_path)
+    lines = export_training(tmp_path, tmp_path / "out").path.read_text(encoding="utf-8").splitlines()
+    found = {record["child"]["id"]: record for record in map(json.loads, lines)}
+    assert (found["c2"]["parent"]["id"], found["c2"]["change"]) == ("c1", None)
+    assert found["c2"]["over_best"] == {"id": "b", "value": 3.053, "lo": 3.0, "hi": 3.1}
+    assert (found["b"]["over_best"], found["c1"]["over_best"]) == (None, None)
 
 
 def test_a_change_from_two_speedups_is_as_wide_as_they_allow(exported):

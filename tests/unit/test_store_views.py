@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from engine.journal import Journal
+from engine.memo import Memo
 from engine.store import ingest, query
 from engine.store.describe import describe, meaning
 from engine.store.views import MACROS, TABLE_MACROS
@@ -86,7 +89,45 @@ def test_a_find_of_another_kind_of_score_is_no_gain(tmp_path):
     (row,) = dicts(tmp_path, "FROM false_skips")
     assert (row["score_kind"], row["skips"], row["max_gain"]) == ("measured", 1, pytest.approx(1.3))
     (rule,) = dicts(tmp_path, "FROM rule_audit")
-    assert (rule["audits"], rule["audited_gain_measured"]) == (2, pytest.approx(1.3))
+    assert (rule["obeyed"], rule["audits"], rule["audited_gain_measured"]) == (2, 1, pytest.approx(1.3))
+
+
+@pytest.mark.parametrize("observed", [None, 1.0])
+@pytest.mark.parametrize("lost", ["draft", "verdict", "decision", "time"])
+def test_without_a_judged_draft_a_skip_is_neither_right_nor_wrong(tmp_path, observed, lost):
+    """The model did not answer, or the judge did not, or could not know, or the correct kernel has no time."""
+    for number in range(2):
+        audited(tmp_path, f"{number}" * 16, "conv" if number else "relu", 0.9, observed=observed)
+    path = tmp_path / "runs" / ("1" * 16) / "events.jsonl"
+    gone = {"draft": ("candidate", "verdict", "timing", "ratio", "promotion"), "verdict": ("verdict",), "decision": ()}
+    gone |= {"time": ("timing", "ratio")}
+    events = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    kept = [event for event in events if event["stage"] != "tile" or event["kind"] not in gone[lost]]
+    for event in kept:
+        if lost == "decision" and event["kind"] == "verdict" and event["stage"] == "tile":
+            event["status"] = "undecided"
+    path.write_text("".join(json.dumps(event, separators=(",", ":")) + "\n" for event in kept), encoding="utf-8")
+    ingest(tmp_path)
+    (row,) = dicts(tmp_path, "FROM false_skips")
+    assert (row["skips"], row["false_skips"]) == (1, 0)
+    (rule,) = dicts(tmp_path, "FROM rule_audit")
+    assert (rule["fired"], rule["audits"]) == (2, 0 if observed else 1)
+    (stage,) = dicts(tmp_path, "FROM stage_yield WHERE stage = 'tile'")
+    assert (stage["plans"], stage["median_gain"]) == (2, observed)
+    unknown = dicts(tmp_path, "SELECT median_gain FROM stage_yield JOIN tasks USING (category) WHERE stage = 'seed'")
+    assert {row["median_gain"] for row in unknown} == {None}
+
+
+def test_audits_are_counted_alike(tmp_path):
+    """Three runs took the same audit from the memo; a fourth found another one."""
+    for number in range(3):
+        audited(tmp_path, f"{number}" * 16, "conv", 1.3)
+    audited(tmp_path, "3" * 16, "relu", 0.5)
+    ingest(tmp_path)
+    (row,) = dicts(tmp_path, "FROM false_skips")
+    (rule,) = dicts(tmp_path, "FROM rule_audit")
+    assert (row["skips"], rule["audits"], rule["obeyed"]) == (2, 2, 4)
+    assert rule["audited_gain_measured"] == row["median_gain"]
 
 
 def test_observed_rules_are_evidence_of_their_own(tmp_path):
@@ -162,6 +203,91 @@ def test_stage_cost_is_model_and_judge(filled):
     )
     costs = query(filled, "SELECT sum(tokens), (SELECT sum(tokens) FROM cost) FROM stage_cost").rows[0]
     assert costs[0] == costs[1]
+
+
+def test_stage_cost_has_clock_and_profiler_from_the_steps_that_were_used(tmp_path):
+    """The second run took all from the memo: its events tell what the steps took, its ledger has nothing."""
+    for run_id, backend in (("a" * 16, "cuda"), ("b" * 16, "cpu")):
+        run = Run(tmp_path, run_id, kind="measured", thresholds={})
+        run.start(backend, "H200", None)
+        run.task("conv", "flat")
+        used = [(None, "baseline", 8.0), ("seed", "verdict", 1.5), ("seed", "timing", 4.0), ("tile", "profile", 0.5)]
+        used += [("tile", "promotion", 2.0), ("tile", "tune", 3.0), (None, "confirm", 9.0)]
+        for number, (stage, kind, wall_s) in enumerate(used):
+            fields = {"step_kind": kind, "step": str(number) * 64, "wall_s": wall_s}
+            run.journal.write("step", task_id="conv", stage=stage, **fields)
+        run.draft("conv", "seed", "best", 2.0, category="flat")
+        run.task_end("conv", "flat", "done", "best", 2.0)
+        run.end(1, wall_s=1.0)
+    ingest(tmp_path)
+    columns = "judge_s, timing_s, profile_s, tune_s, seconds, judge_gpu_s, gpu_s"
+    sql = f"SELECT stage, {columns} FROM stage_cost WHERE run_id = '{{}}' ORDER BY stage NULLS LAST"
+    assert query(tmp_path, sql.format("a" * 16)).rows == (
+        ("seed", 1.5, 4.0, 0.0, 0.0, 7.5, 0.25, 4.25),
+        ("tile", 0.0, 2.0, 0.5, 3.0, 5.5, 0.0, 5.5),
+        (None, 2.0, 8.0, 0.0, 0.0, 10.0, 1.0, 9.0),
+    )
+    assert [row[-1] for row in query(tmp_path, sql.format("b" * 16)).rows] == [0.25, 0.0, 1.0]
+    found = query(tmp_path, "SELECT stage, seconds, gpu_s FROM stage_yield ORDER BY stage").rows
+    assert found == (("seed", 15.0, 4.5), ("tile", 11.0, 5.5))
+
+
+def test_an_older_journal_does_not_say_what_clock_and_profiler_took(filled):
+    columns = "timing_s, profile_s, tune_s, seconds = model_s + judge_s, gpu_s = judge_gpu_s"
+    sql = f"SELECT DISTINCT {columns} FROM stage_cost WHERE run_id IN ('{LOW}', '{HIGH}')"
+    assert query(filled, sql).rows == ((None, None, None, True, True),)
+
+
+def test_a_source_that_two_stages_drafted_was_judged_once(tmp_path):
+    """The second verdict is the same step; one that the judge made anew, on another device, was paid for again."""
+    run = Run(tmp_path, "a" * 16, kind="measured", thresholds={})
+    run.start("cuda", "H200", None)
+    run.task("conv", "flat")
+    for stage in ("seed", "tile"):
+        run.draft("conv", stage, "same", 2.0, category="flat")
+    run.end(1, wall_s=1.0)
+    ingest(tmp_path)
+    sql = "SELECT stage, judge_s, gpu_s, (SELECT count(*) FROM verdicts) FROM stage_cost ORDER BY stage"
+    assert query(tmp_path, sql).rows == (("seed", 1.5, 0.25, 2), ("tile", 0.0, 0.0, 2))
+    path = tmp_path / "runs" / ("a" * 16) / "events.jsonl"
+    first, _, last = path.read_text(encoding="utf-8").rpartition('"wall_s":1.5')
+    path.write_text(f'{first}"wall_s":1.75{last}', encoding="utf-8")
+    ingest(tmp_path)
+    assert query(tmp_path, sql).rows == (("seed", 1.5, 0.25, 2), ("tile", 1.75, 0.25, 2))
+
+
+def test_a_run_that_made_every_step_saved_nothing(tmp_path):
+    """The ledger has more seconds than a verdict, for it counts the worker's start."""
+    for run_id in ("a" * 16, "b" * 16):
+        run = Run(tmp_path, run_id, kind="measured", thresholds={})
+        run.start("cpu", "sm_90", None)
+        run.task("conv", "flat")
+        run.draft("conv", "seed", "best", 2.0, category="flat")
+        memo = Memo(tmp_path / "steps", run_id)
+        memo.step("facts", {"source": 1}, lambda: ("facts", {"wall_s": 9.0}))
+        step = memo.step("verdict", {"source": 1}, lambda: ("verdict", {"wall_s": 4.5}))
+        where = {"task_id": "conv", "stage": "seed"}
+        run.journal.write("step", **where, step_kind="verdict", step=step.key, wall_s=4.5)
+        run.end(1, wall_s=1.0)
+    ingest(tmp_path)
+    text = (ROOT / "docs" / "queries.sql").read_text(encoding="utf-8")
+    sql = text.partition("-- What the memo saved")[2].partition("\n")[2].partition(";")[0]
+    assert query(tmp_path, sql).rows == (("a" * 16, 1, 4.5, 1, 4.5, 0.0), ("b" * 16, 1, 4.5, 0, 0.0, 4.5))
+
+
+def test_a_job_that_went_on_for_an_edited_task_was_not_found(tmp_path):
+    run = Run(tmp_path, "a" * 16, kind="measured", thresholds={})
+    run.start("cuda", "H200", None)
+    run.task("conv", "flat")
+    run.end(1, wall_s=1.0)
+    run.journal = Journal(tmp_path / "runs" / ("a" * 16) / "events.jsonl", "a" * 16)
+    run.journal.write("sweep_job", sweep_id="late", job=0, overrides=[])
+    ingest(tmp_path)
+    assert query(tmp_path, "SELECT found, wall_s FROM sweep").rows == ((True, 0.0),)
+    run.task("conv", "flat", text="edited")
+    run.end(1, wall_s=2.0)
+    ingest(tmp_path)
+    assert query(tmp_path, "SELECT found, wall_s FROM sweep").rows == ((False, 3.0),)
 
 
 def test_the_schema_is_described_as_it_is():
