@@ -11,7 +11,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
-WORKERS ?= 2
+WORKERS ?= 3
 
 BIN := $(VENV)/bin
 SOAK := results/soak

@@ -100,14 +100,6 @@ def in_process(monkeypatch, fake):
     return run
 
 
-def test_a_sweep_after_an_observing_run_pays_nothing_and_shows_what_runs_from_scratch_give(tmp_path, in_process):
-    found = measure(tmp_path, tasks=3, values=2, sample=1, jobs=0, run=in_process)
-    assert (found.jobs, found.rows, found.calls, found.steps, found.different) == (8, 8, 0, 0, 0)
-    assert found.distinct > 2, "the thresholds change nothing, so the test could not fail"
-    compared = [dict(zip(COLUMNS.split(", "), row, strict=False)) for row in rows_of(tmp_path / "results").values()]
-    assert len({row["tokens"] for row in compared}) > 1, "what a job costs is compared, too"
-
-
 SWEPT_RULES = (
     # Stage, rule, its expression, a threshold at which it never acts and another one, how many tasks that changes.
     ("primary_matmul", "poor_matmul", "speedup < {}", "poor_matmul_speedup", 0.0, 0.5, 1),
@@ -116,21 +108,20 @@ SWEPT_RULES = (
 )
 
 
-def test_whatif_over_an_observing_run_tells_what_a_job_that_obeys_pays_and_finds(tmp_path, in_process):
-    """The other rules act in a job, too: staging is left out by no_reuse whatever its threshold, and the last stage of
-    the fused task by nothing_to_fuse."""
-    write_tasks(tmp_path, 3)
-    results = tmp_path / "results"
-    in_process("engine", [*overrides(tmp_path, results, replay=False), "search.rules=observe", "run.label=observed"])
+def told_as_obeyed(folder, in_process):
+    """What-if over the observing run says what a job that obeys pays and finds. The other rules act in a job, too:
+    staging is left out by no_reuse whatever its threshold, and the last stage of the fused task by nothing_to_fuse."""
+    results = folder / "results"
+    ((observed,),) = query(results, "SELECT DISTINCT run_id FROM rules WHERE fired AND NOT obeyed").rows
     for stage, rule, expression, name, never, value, changed in SWEPT_RULES:
-        swept = [f"thresholds.{name}={never},{value}", f"hydra.sweep.dir={tmp_path / 'hydra'}"]
-        in_process("engine", ["-m", *overrides(tmp_path, results, replay=True), f"run.sweep={stage}", *swept])
+        swept = [f"thresholds.{name}={never},{value}", f"hydra.sweep.dir={folder / 'hydra'}"]
+        in_process("engine", ["-m", *overrides(folder, results, replay=True), f"run.sweep={stage}", *swept])
         sql = (
             "SELECT task_id, sum(c.tokens), any_value(t.speedup) FROM stage_cost c JOIN tasks t USING (run_id, task_id)"
         )
         sql += f" JOIN sweep_jobs j USING (run_id) WHERE j.sweep_id = '{stage}' AND j.job = {{}} GROUP BY task_id"
         whole, left = ({row[0]: row[1:] for row in query(results, sql.format(job)).rows} for job in (0, 1))
-        found = replay(results, expression.format(value), rule, Scope(runs="observed", stage=stage))
+        found = replay(results, expression.format(value), rule, Scope(runs=observed, stage=stage))
         told = {made.task_id: made for made in found.decisions}
         assert set(told) == {task for task in whole if whole[task] != left[task]}
         assert len(told) == changed
@@ -143,6 +134,15 @@ def test_whatif_over_an_observing_run_tells_what_a_job_that_obeys_pays_and_finds
         assert sum(total.saved.tokens for total in everywhere.totals) == sum(
             made.saved.tokens for made in told.values()
         )
+
+
+def test_a_sweep_after_an_observing_run_pays_nothing_and_shows_what_runs_from_scratch_give(tmp_path, in_process):
+    found = measure(tmp_path, tasks=3, values=2, sample=1, jobs=0, run=in_process)
+    assert (found.jobs, found.rows, found.calls, found.steps, found.different) == (8, 8, 0, 0, 0)
+    assert found.distinct > 2, "the thresholds change nothing, so the test could not fail"
+    compared = [dict(zip(COLUMNS.split(", "), row, strict=False)) for row in rows_of(tmp_path / "results").values()]
+    assert len({row["tokens"] for row in compared}) > 1, "what a job costs is compared, too"
+    told_as_obeyed(tmp_path, in_process)
 
 
 def test_a_forecast_of_a_run_that_has_ended_expects_nothing(tmp_path, capsys, in_process):
