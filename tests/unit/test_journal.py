@@ -60,6 +60,17 @@ def test_resume_writes_no_event_twice_but_shows_it_again(path):
     assert [event["seq"] for event in read_events(path)] == [0, 1]
 
 
+def test_a_step_made_again_by_a_run_that_continues_is_not_said_again(path):
+    journal = Journal(path, "r1")
+    stored = journal.write("step", task_id="a", stage="s", step_kind="profile", step="abc", wall_s=0.001)
+    journal.close()
+    again = Journal(path, "r1")
+    assert again.write("step", task_id="a", stage="s", step_kind="profile", step="abc", wall_s=0.002) == stored
+    again.write("step", task_id="a", stage="s", step_kind="profile", step="abd", wall_s=0.001)
+    again.close()
+    assert [event["step"] for event in read_events(path)] == ["abc", "abd"]
+
+
 def test_a_torn_last_line_is_cut(path):
     journal = Journal(path, "r1")
     journal.write("waiting", task_id="a", where="x")
