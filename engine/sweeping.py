@@ -41,7 +41,7 @@ def shared_compositions() -> Iterator[None]:
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
         values = _values(overrides)
-        if not values:
+        if values is None:
             return whole(self, config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
         given = {value.input_line for value in values}
         groups = [override for override in overrides if override not in given]
@@ -49,7 +49,8 @@ def shared_compositions() -> Iterator[None]:
         if key not in known:
             base = whole(self, config_name, groups, run_mode, from_shell, validate_sweep_overrides)
             known[key] = pickle.dumps(base)
-        return _with_values(pickle.loads(known[key]), overrides, values)
+        config: DictConfig = pickle.loads(known[key])
+        return _with_values(config, overrides, values) if values else config
 
     setattr(ConfigLoaderImpl, "_load_configuration_impl", load)  # noqa: B010 - mypy refuses to assign a method
     try:
@@ -58,25 +59,25 @@ def shared_compositions() -> Iterator[None]:
         setattr(ConfigLoaderImpl, "_load_configuration_impl", whole)  # noqa: B010
 
 
-def _values(overrides: Sequence[str]) -> list[Override]:
+def _values(overrides: Sequence[str]) -> list[Override] | None:
     """The overrides that change one value each, below a key that no other override sets as a whole: no groups, nothing
-    of Hydra's own, no sweeps. Nothing where that cannot be told."""
+    of Hydra's own, no sweeps. None where that cannot be told."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException:
-        return []
+        return None
     if any(override.is_sweep_override() for override in parsed):
-        return []
+        return None
     found = [override for override in parsed if _is_value(override)]
     lines = {override.input_line for override in found}
     # A mapping that is given as a whole is laid over before or after its own values, as they were written.
     wholes = {
         override.key_or_group for override in parsed if override.input_line not in lines and _is_mapping(override)
     }
-    return [] if any(override.key_or_group.split(".")[0] in wholes for override in found) else found
+    return None if any(override.key_or_group.split(".")[0] in wholes for override in found) else found
 
 
 def _is_value(override: Override) -> bool:

@@ -11,8 +11,10 @@ from engine.codec import encode
 from engine.settings import Settings
 from engine.sweeping import shared_compositions
 
-# For the whole process of the tests: a composition takes a third of a second, and hundreds differ in values alone.
-contextlib.ExitStack().enter_context(shared_compositions())
+# For the whole process of the tests: a composition takes a third of a second, and hundreds differ in values alone. The
+# name keeps it from being collected, which would end it.
+_SHARED = contextlib.ExitStack()
+_SHARED.enter_context(shared_compositions())
 
 
 def compose(*overrides: str) -> tuple[Settings, Json]:
