@@ -15,6 +15,7 @@ from pathlib import Path
 
 import engine.run
 from engine.__main__ import main
+from engine.llm import open_llm
 from engine.llm.recordings import request_hash
 from engine.llm.seam import Llm
 from engine.records import Reply, Request
@@ -47,9 +48,10 @@ class Charging:
 
 def charge() -> None:
     """Put the meter between every run of this process and its model."""
-    opened = engine.run.open_llm
+    opened = open_llm
     meter, call_s = Path(os.environ[CHARGES]), float(os.environ[CALL_S])
-    engine.run.open_llm = lambda *given, **named: Charging(opened(*given, **named), meter, call_s)
+    # As run.py looks it up.
+    setattr(engine.run, "open_llm", lambda *given, **named: Charging(opened(*given, **named), meter, call_s))  # noqa: B010
 
 
 if __name__ == "__main__":

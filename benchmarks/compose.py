@@ -43,9 +43,11 @@ def _place(tree: dict[str, Json], name: str) -> None:
 
 
 def _nested(path: str, value: Json) -> dict[str, Json]:
-    for part in reversed(path.split(".")):
-        value = {part: value}
-    return value
+    *outer, last = path.split(".")
+    tree: dict[str, Json] = {last: value}
+    for part in reversed(outer):
+        tree = {part: tree}
+    return tree
 
 
 def _merge(tree: dict[str, Json], other: Mapping[str, Json]) -> None:

@@ -18,7 +18,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+
+import duckdb
 
 from benchmarks.synthetic_journals import Synthetic
 from engine.store import ingest
@@ -77,8 +80,12 @@ def measure(folder: Path, rows: int, repeat: int) -> list[Timed]:
         asked = [*(f"FROM {name}" for name in (*VIEWS, *VARYING)), "FROM fast_p(1.2)"]
         for sql in asked:
             connection.sql(sql).to_arrow_table()
-            found.append(timed(sql, 3 * repeat, lambda sql=sql: connection.sql(sql).to_arrow_table().num_rows))
+            found.append(timed(sql, 3 * repeat, partial(_rows, connection, sql)))
     return found
+
+
+def _rows(connection: duckdb.DuckDBPyConnection, sql: str) -> int:
+    return int(connection.sql(sql).to_arrow_table().num_rows)
 
 
 def filled(folder: Path, rows: int) -> int:

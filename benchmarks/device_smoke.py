@@ -14,6 +14,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks.compose import compose
@@ -200,21 +201,24 @@ def run(report: Report, scratch: Path, skip: frozenset[str]) -> None:
         for name, (_, kernel, _) in CASES.items():
             operator = operators[name]
             if "judge" not in skip:
-                report.step(f"judge {name}", lambda o=operator, k=kernel: _expect(backend.judge(o, k), "correct"))
+                report.step(f"judge {name}", partial(_judged, backend, operator, kernel, "correct"))
             if "measure" not in skip:
-                report.step(
-                    f"measure {name}", lambda o=operator, k=kernel: encode(backend.measure(o, Judged(k, None), None))
-                )
-                report.step(
-                    f"measure {name} A/A",
-                    lambda o=operator, k=kernel: encode(backend.measure(o, Judged(k, None), Judged(k, None))),
-                )
+                report.step(f"measure {name}", partial(_measured, backend, operator, kernel, None))
+                report.step(f"measure {name} A/A", partial(_measured, backend, operator, kernel, Judged(kernel, None)))
             if "profile" not in skip:
-                report.step(f"profile {name}", lambda o=operator, k=kernel: _metrics(backend, o, k, wanted))
-                report.step(f"profile {name} eager", lambda o=operator: _metrics(backend, o, None, wanted))
+                report.step(f"profile {name}", partial(_metrics, backend, operator, kernel, wanted))
+                report.step(f"profile {name} eager", partial(_metrics, backend, operator, None, wanted))
         if "judge" not in skip:
             for label, (name, kernel, status) in BROKEN.items():
-                report.step(label, lambda n=name, k=kernel, s=status: _expect(backend.judge(operators[n], k), s))
+                report.step(label, partial(_judged, backend, operators[name], kernel, status))
+
+
+def _judged(backend: CudaBackend, operator: Operator, kernel: str, status: str) -> Json:
+    return _expect(backend.judge(operator, kernel), status)
+
+
+def _measured(backend: CudaBackend, operator: Operator, kernel: str, incumbent: Judged | None) -> Json:
+    return encode(backend.measure(operator, Judged(kernel, None), incumbent))
 
 
 def _expect(verdict: Json, status: str) -> Json:

@@ -137,32 +137,33 @@ class StopwatchLayer:
 
     def __init__(self, settings: Settings, scratch: Path) -> None:
         from engine.codec import decode
-        from engine.judging import timed
         from engine.judging.client import JudgeClient
         from engine.judging.gpu_state import find_gpu, lock_path
         from engine.judging.service import Opening, Service
 
-        # Comparing outputs afterwards is no part of the clock and would take most of a trial.
-        timed.CHECKED = 0
         gpu = find_gpu(0)
         client = JudgeClient(settings, "cuda", ROOT, scratch, {"CUDA_VISIBLE_DEVICES": gpu.uuid}, gpu.uuid)
         self._service = Service(decode(Opening, client._opening(scratch), "opening of the judge"))
         if self._service.gpu is None:
             raise BenchmarkError("expected a judge with a GPU, got one without")
         self._stopwatch: Stopwatch = self._service.gpu.stopwatch
+        # Comparing outputs afterwards is no part of the clock and would take most of a trial.
+        setattr(self._stopwatch, "_compared_with", lambda stints: lambda side: None)  # noqa: B010
         self._lock = lock_path(gpu.uuid)
 
     @contextlib.contextmanager
     def opened(self, pairing: Pairing) -> Iterator[Paired]:
         """Both sides ready; calling what it yields is one trial."""
-        from engine.judging.measure import Stints
+        from engine.judging.clocked import Notes, Stints
 
-        notes: list[str] = []
+        said = Notes([])
         with contextlib.ExitStack() as stack:
+            seats = self._stopwatch._seats(stack, pairing.task, pairing.sources, said)
             sides = {
-                who: self._stopwatch._side(stack, who, pairing.task, Precision.IEEE, source, notes)
-                for who, source in pairing.sources.items()
+                who: self._stopwatch._side(stack, who, seat, pairing.task, Precision.IEEE, pairing.sources[who], said)
+                for who, seat in seats.items()
             }
+            notes = said.said
             if notes or any(side.kind is not ScoreKind.MEASURED for side in sides.values()):
                 raise BenchmarkError(f"expected both sides replayed from their plans: {'; '.join(notes)}")
             yield lambda: self._stopwatch._exchanged(sides, Stints(self._lock))

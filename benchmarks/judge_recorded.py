@@ -206,7 +206,8 @@ class Lanes:
         operator = self._operators[kernel.task_id]
         contract = replace(operator.task.contract, precision=precision)
         task = replace(operator.task, contract=contract, task_hash=f"{operator.task.task_hash}-{precision.value}")
-        return backend.judge(replace(operator, task=task), kernel.source)
+        verdict: Verdict = backend.judge(replace(operator, task=task), kernel.source)
+        return verdict
 
     def _backend(self) -> Json:
         if not hasattr(self._local, "backend"):
