@@ -168,6 +168,16 @@ def names_of(counters: Sequence[str]) -> Any:
     return (ctypes.c_char_p * len(counters))(*(name.encode() for name in counters))
 
 
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What each pass begins with: `before` it is watched, and `launch`, whose `launches` are left out of the result.
+    Starting to watch leaves some 30 MB of written lines in L2, which launches after it must push out."""
+
+    before: Callable[[], None]
+    launch: Callable[[], None]
+    launches: int
+
+
 class RangeProfiler:
     """Reads `counters` of each launch of a call in the current context, of the first `launches` at most. Counters that
     the chip does not have are in `unknown` and absent from the samples. A context manager, one at a time."""
@@ -240,10 +250,11 @@ class RangeProfiler:
         self._host_end(self._host)
 
     def collect(
-        self, call: Callable[[], None], prepare: Callable[[], None] = lambda: None
+        self, call: Callable[[], None], preparation: Preparation | None = None
     ) -> tuple[list[Mapping[str, float]], int]:
         """Counters of each launch in order, and how many launches were left out. `call` makes the call and waits for
-        its end; it is made once a pass, after `prepare`, whose launches are not counted."""
+        its end; it is made once a pass."""
+        prepared = preparation or Preparation(lambda: None, lambda: None, 0)
         data = ctypes.cast(self._data, _POINTER)
         init = _DATA(object=self._object, size=self._size, image=data)
         self._cupti.call("cuptiRangeProfilerCounterDataImageInitialize", init)
@@ -261,8 +272,9 @@ class RangeProfiler:
         )
         self._cupti.call("cuptiRangeProfilerSetConfig", config)
         for _ in range(_MAX_PASSES):
-            prepare()
+            prepared.before()
             self._cupti.call("cuptiRangeProfilerStart", _RANGE_OBJECT(object=self._object))
+            prepared.launch()
             call()
             if self._cupti.call("cuptiRangeProfilerStop", _STOP(object=self._object)).all_passes:
                 break
@@ -270,7 +282,7 @@ class RangeProfiler:
             raise ProfilerError(f"{len(self.counters)} counters need more than {_MAX_PASSES} passes")
         dropped = int(self._cupti.call("cuptiRangeProfilerDecodeData", _DECODE(object=self._object)).dropped)
         info = self._cupti.call("cuptiRangeProfilerGetCounterDataInfo", _INFO(image=data, size=self._size))
-        return [self._values(data, index) for index in range(info.count)], dropped
+        return [self._values(data, index) for index in range(prepared.launches, info.count)], dropped
 
     def _values(self, data: Any, index: int) -> Mapping[str, float]:
         values = (ctypes.c_double * len(self.counters))()

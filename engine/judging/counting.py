@@ -12,7 +12,7 @@ from engine.canonical import Json
 from engine.codec import encode
 from engine.errors import ProfilerError
 from engine.judging.gpu_graphs import Flush
-from profilers.cupti import DURATION, Counted, RangeProfiler
+from profilers.cupti import DURATION, Counted, Preparation, RangeProfiler
 from profilers.seam import KernelSample
 
 LIBRARY = "library"
@@ -47,8 +47,10 @@ def count(
 
     settled()
     found = captured_names(call) if names is None else names
-    with RangeProfiler(counters, limit) as profiler:
-        values, dropped = profiler.collect(settled, _emptied() if cold else lambda: None)
+    emptying = _emptied() if cold else None
+    extra = 0 if emptying is None else emptying.launches
+    with RangeProfiler(counters, limit + extra) as profiler:
+        values, dropped = profiler.collect(settled, emptying)
     if len(found) != len(values) + dropped:
         found = [LIBRARY] * len(values)
     samples = [
@@ -58,14 +60,14 @@ def count(
     return encode(Counted(tuple(samples), len(values) + dropped, profiler.passes, profiler.unknown))
 
 
-def _emptied() -> Callable[[], None]:
+def _emptied() -> Preparation:
     flush = Flush()
 
-    def prepare() -> None:
-        flush()
+    def before() -> None:
+        flush.reset()
         torch.cuda.synchronize()
 
-    return prepare
+    return Preparation(before, flush.wipe, Flush.LAUNCHES)
 
 
 def captured_names(call: Callable[[], object]) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from engine.errors import ProfilerError
 from profilers import cupti
-from profilers.cupti import DURATION, RangeProfiler
+from profilers.cupti import DURATION, Preparation, RangeProfiler
 
 KNOWN = ("a.avg", "b.sum", DURATION)
 
@@ -121,6 +121,16 @@ def test_what_the_chip_does_not_have_is_absent(library, counters, missing, kept,
     profiler, samples, _ = read(counters)
     assert {name for sample in samples for name in sample} == kept
     assert profiler.unknown == unknown
+
+
+def test_what_a_pass_begins_with_is_launched_while_watched_and_left_out(library):
+    library(FakeCupti(passes=2, ranges=3))
+    done = []
+    preparation = Preparation(lambda: done.append("before"), lambda: done.append("launch"), 2)
+    with RangeProfiler(["a.avg"], 4) as profiler:
+        samples, dropped = profiler.collect(lambda: done.append("call"), preparation)
+    assert samples == [{DURATION: 20.0, "a.avg": 21.0}]
+    assert (done, dropped) == (["before", "launch", "call"] * 2, 0)
 
 
 def test_launches_beyond_the_limit_are_counted_as_left_out(library):
