@@ -251,8 +251,12 @@ class Run:
     def _operator(self, entry: Entry) -> Operator:
         return self.work.operator(entry.task_id, entry.precision or Precision.IEEE)
 
-    def close(self) -> None:
+    def close_lanes(self) -> None:
+        """What comes next has the machine for itself."""
         self._stack.close()
+
+    def close(self) -> None:
+        self.close_lanes()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
 
@@ -369,6 +373,7 @@ def run(arguments: argparse.Namespace) -> Lines:
             _alone(run, [e for e in entries if f"cold|{e.key}|0" not in lines.done], arguments.repeats)
         if "drafts" not in arguments.skip and "drafts" not in lines.done and work.drafts and not run.over:
             run.drafts(arguments.threads or os.cpu_count() or 1, arguments.rounds)
+            run.close_lanes()
         left = [e for e in entries[: arguments.piped] if f"piped|{e.key}" not in lines.done and _was_correct(e, lines)]
         if left and "piped" not in arguments.skip and not run.over:
             lanes = [run.open() for _ in range(arguments.lanes)]
@@ -386,6 +391,7 @@ def _alone(run: Run, entries: Sequence[Entry], repeats: int) -> None:
     if before is not None and after is not None and "memory" not in run.lines.done:
         row: dict[str, Json] = {"id": "memory", "kind": "memory", "before_mib": before, "with_one_lane_mib": after}
         run.lines.add(row | {"processes": [" ".join(map(str, found)) for found in gpu_processes()]})
+    run.close_lanes()
 
 
 def _each(run: Run, entries: Sequence[Entry], do: Callable[[Entry], None]) -> None:

@@ -87,6 +87,7 @@ class Run:
         except (NotCounted, ProfilerError) as error:
             by_ncu, row["ncu_note"] = None, f"{type(error).__name__}: {error}"[:400]
         row |= {"ncu_s": time.monotonic() - started, "ncu": None if by_ncu is None else _values(by_ncu.samples)}
+        row["ncu_kernels"] = [] if by_ncu is None else [sample.kernel for sample in by_ncu.samples]
         row |= {"naive_s": None, "naive": None, "naive_note": ""}
         if naive:
             started = time.monotonic()
@@ -128,15 +129,13 @@ def differences(rows: Sequence[Mapping[str, Json]], other: str) -> list[dict[str
 
 
 def paired(row: Mapping[str, Json], other: str) -> list[tuple[Json, Json]]:
-    """The same launches by either way. A script's profile has the candidate's own kernels alone: those are paired, the
-    n-th launch of a name with the n-th, where both saw the same number."""
-    mine, theirs = row["cupti"], row[other] or []
-    if other == "ncu":
-        return list(zip(mine, theirs, strict=True)) if len(mine) == len(theirs) else []
+    """The same launches by either way. ncu watches the candidate's own kernels alone: those are paired, the n-th launch
+    of a name with the n-th, where both saw the same number."""
+    mine, theirs, names = row["cupti"], row[other] or [], row.get(f"{other}_kernels", [])
     found: list[tuple[Json, Json]] = []
-    for name in dict.fromkeys(row.get("naive_kernels", [])):
+    for name in dict.fromkeys(names):
         left = [values for values, kernel in zip(mine, row["kernels"], strict=True) if kernel == name]
-        right = [values for values, kernel in zip(theirs, row["naive_kernels"], strict=True) if kernel == name]
+        right = [values for values, kernel in zip(theirs, names, strict=True) if kernel == name]
         if len(left) == len(right):
             found.extend(zip(left, right, strict=True))
     return found

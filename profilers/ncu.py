@@ -26,6 +26,7 @@ MAX_LOG_BYTES = 32 << 20
 RUNS = 3
 """Of the tool for one profile: more than one where the first launches of a long call miss a kernel."""
 
+REFUSED = "ncu may not read the GPU's performance counters"
 _PERMISSION_HINT = (
     "hardware counters are reserved for administrators here (NVreg_RestrictProfilingToAdminUsers=1); ask for access: "
     "https://developer.nvidia.com/ERR_NVGPUCTRPERM; metrics fall back to the next profiler meanwhile"
@@ -118,7 +119,7 @@ def _missed(job: Job, samples: Sequence[KernelSample]) -> tuple[str, ...]:
 
 def _problem(text: str, status: int, kernels: Sequence[str], launches: int) -> ProfilerError:
     if "ERR_NVGPUCTRPERM" in text or "permission to access NVIDIA GPU Performance Counters" in text:
-        return ProfilerError("ncu may not read the GPU's performance counters", hint=_PERMISSION_HINT)
+        return ProfilerError(REFUSED, hint=_PERMISSION_HINT)
     unloadable = loader_problem(text, status)
     if unloadable is not None:
         hint = "reinstall Nsight Compute, or set the profiler's path to an installation that runs `--version`"

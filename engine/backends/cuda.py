@@ -36,7 +36,7 @@ from engine.records import Device, Judged, Measurement, MetricValue, Operator, P
 from engine.settings import BackendSettings, CudaSettings, ProfilerSettings, Settings
 from engine.worker import scrubbed_environment
 from profilers.cupti import Cupti, NoCounters
-from profilers.ncu import Ncu
+from profilers.ncu import REFUSED, Ncu
 from profilers.seam import Job, Workload
 from profilers.static import Static
 from profilers.trace import KernelTrace
@@ -213,7 +213,7 @@ class CudaBackend:
     def _ncu_alone(
         self, profiler: ProfilerSettings, operator: Operator, source: str, counters: Sequence[str]
     ) -> Answer:
-        """By ncu of a process that makes the planned call and nothing else. NotCounted where it needs PyTorch."""
+        """By ncu of a process that makes the planned call and nothing else. NotCounted where there is no plan."""
         precision = self._precision(operator)
         try:
             counted = self._judge.count(operator.task, precision, source, counters, profiler.max_launches, profiler)
@@ -231,10 +231,13 @@ class CudaBackend:
         trace: Trace | None,
         counters: Sequence[str],
     ) -> Answer:
-        """Of the planned call alone where there is one, else of a script that imports PyTorch and the candidate."""
+        """Of the planned call alone where there is one and it can be watched, else of a script that imports the
+        candidate."""
         if source is not None and Ncu(profiler.path, profiler.timeout_s, profiler.max_launches).available() is None:
             with contextlib.suppress(NotCounted):
-                return self._ncu_alone(profiler, operator, source, counters)
+                answer = self._ncu_alone(profiler, operator, source, counters)
+                if answer.samples or REFUSED in answer.note:
+                    return answer
         return self._ncu_script(profiler, operator, source, trace, counters)
 
     def _ncu_script(

@@ -27,6 +27,7 @@ from engine.judging.children import ForkServerClient
 from engine.judging.gpu_state import lease
 from engine.judging.judge import Findings, Judge, Place
 from engine.judging.own_process import OwnProcessVariant
+from engine.judging.seeds import Seeds
 from engine.judging.service import MeasureRequest, Service
 from engine.judging.service import Opening as CpuOpening
 from engine.records import Mode, Task
@@ -84,7 +85,7 @@ class NpuService(Service):
         scratch.mkdir(parents=True, exist_ok=True)
         self.opening = CpuOpening(opening.settings, "cpu", TRACED_FOR, False, opening.scratch, {})
         self.settings, self.gpu = opening.settings, None
-        self._seeds: dict[str, tuple[int, int]] = {}
+        self._seeds = Seeds()
         self.tracer = self.runner = ForkServerClient({}, scratch / "tracer.log")
         torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
         npu = Npu(opening.python, opening.ascend, opening.settings.limits, scratch)

@@ -38,6 +38,10 @@ class Baselines:
         if message["op"] == "count":
             counters, limit = request["counters"], request["limit"]
             return counting.count(self._eager(), counters, limit, None, cold=self._request.flush_l2)
+        if message["op"] == "drop":
+            del self._timers[request["who"]]
+            torch.cuda.empty_cache()
+            return {}
         timer = self._timers[request["who"]]
         cold = self._request.flush_l2
         times = timer.block(request["ms"], cold=cold) if isinstance(timer, GraphTimer) else timer.block(request["ms"])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.judging import timing
-from engine.judging.gpu_state import lease
+from engine.judging.gpu_state import lease, share
 from engine.judging.messages import is_memory
 from engine.judging.sides import CANDIDATE, INCUMBENT, Reference, Side, SideLostError
 from engine.records import Measurement, Ratio, ScoreKind, Timing
@@ -23,10 +23,12 @@ their intervals are wider by it."""
 
 
 class Stints:
-    """Leases of the GPU, alone for the clock or beside others, and the seconds spent so."""
+    """Leases of the GPU, alone for the clock or beside others, and the seconds spent so. `large`: what is timed needs
+    much of the device's memory."""
 
     def __init__(self, lock: Path) -> None:
         self.lock, self.alone_s, self.shared_s = lock, 0.0, 0.0
+        self.large = False
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -39,7 +41,7 @@ class Stints:
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
-        with lease(self.lock, shared=True):
+        with share(self.lock, large=self.large):
             started = time.monotonic()
             try:
                 yield

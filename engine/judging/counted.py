@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Sequence
+from pathlib import Path
 
 from engine.canonical import Json, digest
 from engine.codec import encode
 from engine.judging.executors import ExecutorFault
 from engine.judging.inputs import derive_seed
 from engine.judging.lone_call import LoneCall, LoneLaunch
+from engine.judging.planned_call import PlannedCall
 from engine.judging.replayed import POISON, NotReplayable, ReplayedVariant, image_of
 from engine.judging.runs import Call
+from engine.records import Precision
 from profilers.cupti import NoCounters
 from profilers.seam import Workload
 
@@ -45,6 +49,18 @@ class CountedReplay(ReplayedVariant):
         key = digest(encode(self.compiled.plan))
         return Workload(key, self.variant, contract.dtype or "", self.precision.value, cold)
 
+    def write_request(self, file: Path) -> str:
+        """Write what a process that makes this call alone needs; the module that reads it. NotReplayable where no
+        kernel of the candidate's is launched."""
+        if not self.symbols():
+            raise NotReplayable("its call launches no kernel of its own")
+        try:
+            call: LoneCall | PlannedCall = self.lone_call()
+        except NotReplayable:
+            call = self.planned_call()
+        file.write_text(json.dumps(encode(call)))
+        return type(call).__module__
+
     def lone_call(self) -> LoneCall:
         """The steady call for a process without PyTorch; NotReplayable where host operations are part of it."""
         plan, keys = self.compiled.plan, self.compiled.keys
@@ -69,6 +85,23 @@ class CountedReplay(ReplayedVariant):
         images = tuple(image_of(kernel) for key, kernel in self.compiled.kernels.items() if key in used)
         token, size = self.executor.shared_memory
         return LoneCall(token, min(size, self.replay.layout.bytes), images, tuple(launches))
+
+    def planned_call(self) -> PlannedCall:
+        """The whole plan for a process with PyTorch."""
+        token, size = self.executor.shared_memory
+        compiled = self.compiled
+        images = tuple(map(image_of, compiled.kernels.values()))
+        offsets, taken = self.replay.layout.offsets[0], min(size, self.replay.layout.bytes)
+        tf32 = self.precision is not Precision.IEEE
+        return PlannedCall(token, taken, compiled.plan, compiled.keys, images, offsets, self.choices, tf32)
+
+    def symbols(self) -> tuple[str, ...]:
+        """Names of the candidate's own kernels in the order of their launches."""
+        steps = [step for step in self.compiled.plan.steady.steps if step.launch]
+        choices = iter(self.choices)
+        chosen = [step.launch[next(choices) if len(step.launch) > 1 else 0] for step in steps]
+        keys = [self.compiled.keys[launch.kernel] for launch in chosen]
+        return tuple(self.compiled.kernels[key].symbol for key in keys if key is not None)
 
     def _layout_seed(self) -> int | None:
         return None

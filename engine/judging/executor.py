@@ -11,7 +11,6 @@ counters, limit, cold} -> {samples, launches, passes, unknown}: hardware counter
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,16 +78,7 @@ def _load(state: State, message: Json) -> Json:
     for row in message["kernels"]:
         image = decode(Image, row, "compiled kernel")
         if image.key not in state.kernels:
-            state.kernels[image.key] = replaying.load_kernel(
-                base64.b64decode(image.image),
-                image.symbol,
-                image.parameters,
-                threads=image.threads,
-                shared_bytes=image.shared_bytes,
-                cluster=image.cluster,
-                cooperative=image.cooperative,
-                scratch_bytes=image.scratch_bytes,
-            )
+            state.kernels[image.key] = replaying.load_image(image)
     return {}
 
 
@@ -96,6 +86,9 @@ def _plan(state: State, message: Json) -> Json:
     if state.arena is None:
         raise EngineError("a plan before an arena")
     _forget(state)
+    if state.device != "cpu":
+        # What another candidate's host operations made is not to be read from freed memory.
+        torch.cuda.empty_cache()
     # For host operations; kernels say for themselves what they do.
     torch.backends.cuda.matmul.allow_tf32 = message["tf32"]
     torch.backends.cudnn.allow_tf32 = message["tf32"]
@@ -139,15 +132,16 @@ def _export(state: State, message: Json) -> Json:
 
 def _graphs(state: State, message: Json) -> Json:
     """Capture the steady call of each set. `fresh`: spans of bytes of each set that are filled with `byte` before each
-    sample, and `kept`: spans that are put back to what they hold now, so that no replay finds what another left."""
+    sample, and `restored`: spans that are put back to what they hold now, so that no replay finds what another left."""
     if state.arena is None:
         raise EngineError("graphs before an arena")
     state.timer = None
     memory = state.arena.bytes
-    kept = [(memory[start:end], memory[start:end].clone()) for start, end in message["kept"]]
+    contents = {(start, end): memory[start:end].clone() for spans in message["restored"] for start, end in spans}
 
     def renewed(number: int) -> Callable[[], None]:
         spans = [memory[start:end] for start, end in message["fresh"][number]]
+        kept = [(memory[start:end], contents[start, end]) for start, end in message["restored"][number]]
 
         def renew() -> None:
             for span in spans:

@@ -15,8 +15,8 @@ from engine.canonical import Json
 from engine.errors import EngineError, MissingError
 from engine.judging import arena
 from engine.judging.children import Child, ChildEnded, ChildTimeout, ForkServerClient, new_scratch
-from engine.judging.device_memory import fits
-from engine.judging.gpu_state import lease
+from engine.judging.device_memory import fits, is_scarce, stays
+from engine.judging.gpu_state import is_short, lease
 from engine.judging.messages import is_memory
 from engine.judging.sandbox import Confinement
 from engine.settings import LimitSettings
@@ -112,20 +112,31 @@ class Executor:
             raise EngineError("an executor without an arena has no memory to share")
         return self._arena.token, self._arena.bytes.numel()
 
+    @property
+    def may_stay_large(self) -> bool:
+        """Whether its arena leaves others enough of the device while it stands by."""
+        return self._arena is None or stays(self._arena.bytes.numel())
+
     def slim(self) -> None:
-        """Give a large arena back to the device: whoever stands by must not keep others from their memory."""
+        """Give a large arena back to the device."""
         if self._arena is not None and self._arena.bytes.numel() > KEPT_ARENA_BYTES:
             self._leave_arena()
             self.memory(LEAST_ARENA_BYTES, OPEN_S)
 
     def _leave_arena(self) -> None:
         if self._arena is not None:
-            self._arena.close()
-            self._arena = None
+            closed, self._arena = self._arena, None
+            closed.close()
+
+    def leave(self) -> None:
+        """Unmap the arena, in a thread that has the device's context; `end` may then be called in any."""
+        self._leave_arena()
 
     def end(self) -> None:
-        self._leave_arena()
-        self._child.__exit__(None, None, None)
+        try:
+            self._leave_arena()
+        finally:
+            self._child.__exit__(None, None, None)
 
 
 class ExecutorPool:
@@ -171,19 +182,49 @@ class ExecutorPool:
         """`intact`: no overwritten guard. With that and without a fault it serves again, RECYCLE times at most."""
         executor.uses += 1
         intact = intact and not executor.broken
-        if intact:
-            try:
-                executor.slim()
-            except ExecutorFault:
-                intact = False
+        if intact and (not executor.may_stay_large or is_scarce() or is_short(self._device_lock)):
+            intact = _slimmed(executor)
+        if intact and executor.uses < RECYCLE and self._wait(executor):
+            return
+        if not intact or not self._ended_later(executor):
+            executor.end()
+        self.warm()
+
+    def make_room(self) -> None:
+        """Those that stand by keep no large arena."""
         with self._lock:
-            if intact and executor.uses < RECYCLE and not self._closed:
+            idle = [future for future in self._waiting if future.done() and future.exception() is None]
+            self._waiting = deque(future for future in self._waiting if future not in idle)
+        for executor in (future.result() for future in idle):
+            if not (_slimmed(executor) and self._wait(executor)):
+                executor.end()
+
+    def _wait(self, executor: Executor) -> bool:
+        """It stands by, unless the pool is closed."""
+        with self._lock:
+            if not self._closed:
                 kept: Future[Executor] = Future()
                 kept.set_result(executor)
                 self._waiting.appendleft(kept)
-                return
-        executor.end()
-        self.warm()
+            return not self._closed
+
+    def _ended_later(self, executor: Executor) -> bool:
+        """Whether an idle thread ends it: that takes a tenth of a second, and disturbs whoever is being timed."""
+
+        def end() -> None:
+            with lease(self._device_lock, shared=True):
+                executor.end()
+
+        if is_scarce():
+            return False
+        try:
+            executor.leave()
+        except EngineError:
+            return False
+        with self._lock:
+            if not self._closed:
+                self._workers.submit(end)
+            return not self._closed
 
     def close(self) -> None:
         with self._lock:
@@ -208,3 +249,12 @@ class ExecutorPool:
         # Making a context disturbs whoever is being timed.
         with lease(self._device_lock, shared=True):
             return Executor(self._server, confinement, self._seat)
+
+
+def _slimmed(executor: Executor) -> bool:
+    """Whether it gave a large arena back and is still of use."""
+    try:
+        executor.slim()
+    except EngineError:
+        return False
+    return True

@@ -141,13 +141,31 @@ def tell_shortage(lock: Path) -> None:
 
 def is_short(lock: Path) -> bool:
     """Whether another process lacked memory on that GPU within the last SHORT_S seconds."""
+    return _short_since(lock) is not None
+
+
+def _short_since(lock: Path) -> int | None:
     path = lock.with_suffix(".short")
     try:
-        if not 0 <= time.time() - path.lstat().st_mtime < SHORT_S:
-            return False
-        return path.read_bytes()[:20] != str(os.getpid()).encode()
+        status = path.lstat()
+        if not 0 <= time.time() - status.st_mtime < SHORT_S or path.read_bytes()[:20] == str(os.getpid()).encode():
+            return None
+        return status.st_mtime_ns
     except OSError:
-        return False
+        return None
+
+
+class Shortages:
+    """What others told of memory that they lacked on the GPU of `lock`."""
+
+    def __init__(self, lock: Path) -> None:
+        self._lock = lock
+        self._seen: int | None = None
+
+    def new(self) -> bool:
+        """Whether there was one since this was last asked: what is given up once need not be given up again."""
+        before, self._seen = self._seen, _short_since(self._lock)
+        return self._seen is not None and self._seen != before
 
 
 @contextlib.contextmanager
@@ -159,6 +177,17 @@ def lease(path: Path, *, shared: bool = False) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def share(path: Path, *, large: bool = False) -> Iterator[None]:
+    """Hold the GPU with others. Of those that need a large part of its memory one at a time: together they would be no
+    faster, for they wait for the same memory, and would lack it."""
+    with contextlib.ExitStack() as stack:
+        if large:
+            stack.enter_context(lease(path.with_suffix(".large")))
+        stack.enter_context(lease(path, shared=True))
+        yield
 
 
 def open_lock(path: Path) -> int:

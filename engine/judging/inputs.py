@@ -197,7 +197,7 @@ def replay(program: Program, device: str, seed: int, suite: str) -> Any:
     replayed = _Replay(device, seed, suite)
     # Random functions of the program draw from the global generator; it is put back for whoever runs next.
     state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
+    _seed_generators(seed, device)
     try:
         with torch.no_grad():
             for step in program.steps:
@@ -205,6 +205,13 @@ def replay(program: Program, device: str, seed: int, suite: str) -> Any:
         return replayed.decode(program.result)
     finally:
         torch.random.set_rng_state(state)
+
+
+def _seed_generators(seed: int, device: str) -> None:
+    """As torch.manual_seed, which also queues a call with its stack for every kind of device that there is not."""
+    torch.default_generator.manual_seed(seed)
+    if torch.device(device).type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def suite_values(

@@ -92,8 +92,8 @@ class OnDevice(Protocol):
     def decide(self, task: Task, source: str, host_ops: str, found: Findings) -> bool:
         """Check a candidate from its launch plans; False when no plan describes it."""
 
-    def shared(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the device together with others that check."""
+    def shared(self, *, large: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Hold the device together with others that check; `large`: with none that needs much of its memory too."""
 
     def alone(self) -> contextlib.AbstractContextManager[None]:
         """Hold it with nobody beside."""
@@ -221,15 +221,19 @@ class Judge:
             raise Stop(problem)
 
     def with_memory(
-        self, found: Findings | None, check: Callable[[contextlib.AbstractContextManager[None]], None]
+        self,
+        found: Findings | None,
+        check: Callable[[contextlib.AbstractContextManager[None]], None],
+        *,
+        large: bool = False,
     ) -> None:
         """`check` beside others, given the lease to hold; once more alone when memory lacked, for others may have held
-        what it needs. What is missing then is missing."""
+        what it needs. What is missing then is missing. `large`: it needs much of the device's memory."""
         if self.device is None:
             check(contextlib.nullcontext())
             return
         try:
-            check(self.device.shared())
+            check(self.device.shared(large=large))
             return
         except (Stop, RuntimeError) as error:
             if not _lacks_memory(error):
@@ -238,7 +242,6 @@ class Judge:
         if found is not None:
             found.checks.clear()
             found.remark(f"checked again alone on the GPU: {lacking}")
-        self.references.give_back_memory()
         self.device.make_room()
         check(self.device.alone())
 

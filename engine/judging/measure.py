@@ -18,8 +18,9 @@ from engine.errors import WorkerError
 from engine.judging import timing
 from engine.judging.children import Child, ChildEnded, ChildTimeout, ForkServerClient, new_scratch
 from engine.judging.clocked import Clocked, Notes, Stints, is_new_best, measurement_of, refuted_by
+from engine.judging.device_memory import await_room
 from engine.judging.executors import ExecutorFault
-from engine.judging.gpu_state import SmClock, is_short, lease, lock_path, tell_shortage
+from engine.judging.gpu_state import Shortages, SmClock, lease, lock_path, tell_shortage
 from engine.judging.inputs import UnsupportedTask
 from engine.judging.judge import Stop
 from engine.judging.messages import is_memory
@@ -45,8 +46,8 @@ from engine.judging.sides import (
 from engine.judging.timed import TimedReplay
 from engine.records import Measurement, Precision, ScoreKind, Task
 
-WARM_UP_BLOCKS = 2
-"""Rounds thrown away: they raise the clocks and fill caches of the code, not of the data."""
+WARM_UP_S = 0.04
+"""Of rounds thrown away, one at least: they raise the clocks and fill caches of the code, not of the data."""
 
 CHILD_KIND = "time"
 SCREEN_BLOCKS = 3
@@ -69,6 +70,8 @@ class Stopwatch:
         self._reference: Reference | None = None
         self._server: ForkServerClient | None = None
         self._clock = SmClock(bench.gpu_uuid)
+        self._shortages = Shortages(lock_path(bench.gpu_uuid))
+        self._idle_shortages = Shortages(lock_path(bench.gpu_uuid))
 
     def measure(
         self, task: Task, precision: Precision, source: str | None, incumbent: str | None, floor_us: float | None
@@ -82,8 +85,9 @@ class Stopwatch:
         except _NoMemoryError:
             tell_shortage(stints.lock)
             self.make_room()
+            await_room()
             reference, clocked, notes = self._timed(task, precision, sources, stints, alone=True)
-        if is_short(stints.lock):
+        if self._shortages.new():
             self.forget_baseline()
         if not clocked.paired.medians:
             raise WorkerError("nothing could be timed: " + "; ".join([*reference.notes, *notes.said]))
@@ -94,11 +98,16 @@ class Stopwatch:
             return self._probed(measured, task, precision, source)
         return measured
 
+    def make_room_if_short(self) -> None:
+        """Of a process that waits for work: make room for one that lacks memory."""
+        if self._idle_shortages.new():
+            self.make_room()
+
     def make_room(self) -> None:
         """Give up what is kept only to save time."""
         self.forget_baseline()
         if self._bench.replays is not None:
-            self._bench.replays.give_back_memory()
+            self._bench.replays.free()
 
     def _timed(
         self, task: Task, precision: Precision, sources: Mapping[str, str], stints: Stints, *, alone: bool
@@ -109,6 +118,7 @@ class Stopwatch:
         with contextlib.ExitStack() as stack:
             # Before the lease: an executor that starts now takes a share of it, which nobody has while one is alone.
             seats = self._seats(stack, task, sources, notes)
+            stints.large = any(seat is not None and seat.is_large for seat in seats.values())
             with stints.alone() if alone else stints.shared():
                 reference = self._reference_of(task, precision, alone=alone)
                 mine: dict[str, Side] = {}
@@ -120,7 +130,11 @@ class Stopwatch:
             if not alone and (notes.lacks_memory or reference.lacks_memory):
                 raise _NoMemoryError
             clocked = self._clocked(mine, reference, notes, stints)
-            if is_short(stints.lock):
+            if not alone and (notes.lacks_memory or reference.lacks_memory):
+                raise _NoMemoryError
+            if clocked is None:
+                raise WorkerError("nothing could be timed: " + "; ".join([*reference.notes, *notes.said]))
+            if self._shortages.new():
                 self.forget_baseline()
             clocked.verify(mine, notes, self._compared_with(stints))
         return reference, clocked, notes
@@ -138,7 +152,8 @@ class Stopwatch:
                     raise
             tell_shortage(stints.lock)
             if self._bench.replays is not None:
-                self._bench.replays.give_back_memory()
+                self._bench.replays.free()
+            await_room()
             with stints.alone():
                 check_outputs(side)
 
@@ -182,7 +197,7 @@ class Stopwatch:
         for who, source in sources.items():
             try:
                 replays = self._bench.replays
-                seats[who] = None if replays is None else stack.enter_context(replays.timed(task, source))
+                seats[who] = None if replays is None else stack.enter_context(replays.timed(task, source, who))
             except (Untraceable, NotReplayable) as error:
                 notes.said.append(f"{who} is timed in its own process: {error}")
                 seats[who] = None
@@ -224,8 +239,8 @@ class Stopwatch:
         child = stack.enter_context(self._child())
         return self._open(who, child, task, precision, source)
 
-    def _clocked(self, mine: Mapping[str, Side], reference: Reference, notes: Notes, stints: Stints) -> Clocked:
-        """Every side that can be timed, paired; nothing has been compared yet."""
+    def _clocked(self, mine: Mapping[str, Side], reference: Reference, notes: Notes, stints: Stints) -> Clocked | None:
+        """Every side that can be timed, paired; nothing has been compared yet. None where none can be."""
         with stints.alone():
             self._screen(reference)
         sides, refuted = {**mine, **reference.paired()}, ""
@@ -243,7 +258,7 @@ class Stopwatch:
                 refuted = refuted_by(lost) or refuted
                 continue
             return Clocked(paired, sides, {"throttle": self._clock.throttle(), **asked}, refuted)
-        raise WorkerError("nothing could be timed: " + "; ".join([*reference.notes, *notes.said]))
+        return None
 
     def _screen(self, reference: Reference) -> None:
         for who, side in list(reference.sides.items()):
@@ -255,6 +270,11 @@ class Stopwatch:
                     reference.absent(str(lost), passing=lost.ended)
                     continue
                 reference.screened[who] = statistics.median(times)
+        try:
+            reference.drop_slow()
+        except SideLostError as lost:
+            # Its process is gone, and all sides with it, which the first block will say of each.
+            reference.absent(str(lost), passing=True)
 
     def _exchanged(self, sides: Mapping[str, Side], stints: Stints) -> timing.Paired:
         """The paired times; of two plans half of the blocks in each other's executor."""
@@ -282,9 +302,12 @@ class Stopwatch:
             cuda.ratio_halfwidth,
             cuda.timing_budget_s * share,
         )
-        for _ in range(WARM_UP_BLOCKS):
+        begun = time.monotonic()
+        while True:
             for side in sides.values():
                 side(protocol.block_ms)
+            if time.monotonic() - begun >= WARM_UP_S:
+                break
         seed = secrets.randbits(31)
         return timing.run_paired(sides, protocol, seed=seed, now=time.monotonic, clock_mhz=self._clock)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import secrets
 import sys
 import time
@@ -13,16 +12,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from engine.codec import decode, encode
+from engine.codec import decode
 from engine.judging.allowance import Allowance
 from engine.judging.counted import CountedReplay
+from engine.judging.device_memory import await_room, is_large
 from engine.judging.executors import Executor, ExecutorFault, ExecutorPool
-from engine.judging.gpu_state import lease, tell_shortage
+from engine.judging.gpu_state import lease, share, tell_shortage
 from engine.judging.judge import Findings, Judge, Stop
+from engine.judging.layout import set_bytes
 from engine.judging.messages import Failure
 from engine.judging.planned import Planner, Prepared, Untraceable
 from engine.judging.references import FULL
 from engine.judging.replayed import NotReplayable, ReplayedVariant
+from engine.judging.seeds import Seeds
 from engine.judging.timed import TimedReplay
 from engine.records import Reason, Status, Task
 from profilers.cupti import Counted
@@ -42,6 +44,7 @@ class ReplayJudge:
         self.judge, self.planner, self.pool, self.lock = judge, planner, pool, lock
         self._kept: OrderedDict[tuple[str, str], Prepared] = OrderedDict()
         self._one_shot = False
+        self._seeds = Seeds()
         self.spare: Callable[[], None] = lambda: None
 
     @contextlib.contextmanager
@@ -53,21 +56,24 @@ class ReplayJudge:
         finally:
             self._one_shot = before
 
-    def shared(self) -> contextlib.AbstractContextManager[None]:
-        return lease(self.lock, shared=True)
+    def shared(self, *, large: bool = False) -> contextlib.AbstractContextManager[None]:
+        return share(self.lock, large=large)
 
     def alone(self) -> contextlib.AbstractContextManager[None]:
         return lease(self.lock)
 
     def make_room(self) -> None:
         tell_shortage(self.lock)
+        self.free()
         self.spare()
+        await_room()
 
     def decide(self, task: Task, source: str, host_ops: str, found: Findings) -> bool:
         """False when no plan describes the candidate: its own process has to run it."""
         try:
             prepared = self.prepared(task, source, host_ops, found)
-            self.judge.with_memory(found, lambda held: self._checked(held, task, source, prepared, found))
+            large = is_large(max(set_bytes(variant.plan) for variant in prepared.variants.values()))
+            self.judge.with_memory(found, lambda held: self._checked(held, task, source, prepared, found), large=large)
         except (Untraceable, NotReplayable) as error:
             found.trace_error = str(error)
             found.checks.clear()
@@ -154,18 +160,21 @@ class ReplayJudge:
         return tuple(dict.fromkeys(key for key in compiled.keys if key is not None))
 
     @contextlib.contextmanager
-    def timed(self, task: Task, source: str) -> Iterator[TimedReplay]:
-        """The candidate's plan at full size beside an executor of its own, to be opened for the clock."""
-        with self._at_full_size(TimedReplay, task, source) as timed:
+    def timed(self, task: Task, source: str, who: str) -> Iterator[TimedReplay]:
+        """The candidate's plan at full size beside an executor of its own, to be opened for the clock. Who is timed as
+        `who` gets the same secret values for some time."""
+        seed = secrets.randbits(62) if self._one_shot else self._seeds.of(task.task_hash, who)
+        with self._at_full_size(TimedReplay, task, source, seed) as timed:
             yield timed
 
-    def give_back_memory(self) -> None:
-        """What the judge itself keeps of the device's memory."""
-        self.judge.references.give_back_memory()
+    def free(self) -> None:
+        """What the judge and executors that stand by keep of the device's memory only to save time."""
+        self.judge.references.make_room()
+        self.pool.make_room()
 
     def counted(self, task: Task, source: str, counters: Sequence[str], limit: int, *, cold: bool) -> Counted:
         """Hardware counters of one call of the candidate, with L2 as the clock finds it."""
-        with self._at_full_size(CountedReplay, task, source) as counted:
+        with self._at_full_size(CountedReplay, task, source, secrets.randbits(62)) as counted:
             with self.shared():
                 counted.open()
             with lease(self.lock):
@@ -186,24 +195,22 @@ class ReplayJudge:
         cold: bool,
     ) -> Counted:
         """The same by ncu, of a process that makes this call and nothing else; ProfilerError when it gives none."""
-        with self._at_full_size(CountedReplay, task, source) as counted:
+        with self._at_full_size(CountedReplay, task, source, secrets.randbits(62)) as counted:
             with self.shared():
                 counted.open()
-                call = counted.lone_call()
             request = folder / "call.json"
-            request.write_text(json.dumps(encode(call)))
-            command = (sys.executable, "-P", "-m", "engine.judging.lone_call", str(request))
-            symbols = {image.key: image.symbol for image in call.images}
-            order = tuple(symbols[launch.image] for launch in call.launches)
+            module = counted.write_request(request)
+            command = (sys.executable, "-P", "-m", module, str(request))
+            order = counted.symbols()
             kernels, workload = tuple(dict.fromkeys(order)), counted.workload(cold=cold)
             job = Job(command, str(folder), environment, kernels, counted.found.trace, workload, order=order)
             with lease(self.lock):
                 samples = tool.collect(job, counters)
-            return Counted(samples, len(call.launches), 0, absent(samples, counters))
+            return Counted(samples, len(order), 0, absent(samples, counters))
 
     @contextlib.contextmanager
-    def _at_full_size(self, kind: type[Replayed], task: Task, source: str) -> Iterator[Replayed]:
-        found = Findings(secrets.randbits(62))
+    def _at_full_size(self, kind: type[Replayed], task: Task, source: str, seed: int) -> Iterator[Replayed]:
+        found = Findings(seed)
         host_ops = task.contract.host_ops or self.judge.settings.host_ops
         prepared = self.prepared(task, source, host_ops, found, (FULL,))
         executor = self._executor()
@@ -214,3 +221,4 @@ class ReplayJudge:
             intact = True
         finally:
             self._give_back(executor, intact=intact)
+            self.judge.references.give_back_memory()

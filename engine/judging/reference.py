@@ -139,11 +139,16 @@ class Reference:
     def run(self, seed: int, suite: str, precision: Precision) -> Answers:
         """Results for one draw of inputs under the current parameters, in the task's dtype and in fp64."""
         inputs = replay(self.inputs, self.device, seed, suite)
-        plain = self.plain(inputs, precision)
+        # Before the other call, which may change what the module holds.
         wide_model = _copy_wide(self.model)
-        with torch.no_grad(), _Widen(), _default_dtype(WIDE):
-            exact = wide_model(*map_tensors(inputs, _widen))
-        return Answers(plain, exact, self._narrow(inputs, precision))
+        plain = self.plain(inputs, precision)
+        return Answers(plain, _exact(wide_model, map_tensors(inputs, _widen)), self._narrow(inputs, precision))
+
+    def exact(self, seed: int, suite: str) -> Any:
+        """The result of one draw in fp64 alone."""
+        # The narrow inputs are gone before the call: both may take gigabytes.
+        wide = map_tensors(replay(self.inputs, self.device, seed, suite), _widen)
+        return _exact(_copy_wide(self.model), wide)
 
     def plain(self, inputs: Any, precision: Precision) -> Any:
         """The result in the task's own dtype; TF32 and reduced operands are emulated alike on every device."""
@@ -161,6 +166,11 @@ class Reference:
         with mode:
             result = self.plain(inputs, precision)
         return result if mode.used else None
+
+
+def _exact(model: torch.nn.Module, inputs: Any) -> Any:
+    with torch.no_grad(), _Widen(), _default_dtype(WIDE):
+        return model(*inputs)
 
 
 def _widen(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -36,11 +37,17 @@ FULL = "full"
 POOL = 4
 """Further draws from which PyTorch's own error on a small output is taken; the largest counts."""
 KEPT_TASKS = 4
+REMEMBERED_DRAWS = 4096
+"""Of which what is small is remembered."""
+
 REMEMBERED_BYTES = {"cpu": 256 << 20, "cuda": 6 << 30}
 """Of results, in fp64."""
 
 SCARCE_BYTES = 256 << 20
 """Of results, in fp64, that are remembered while the device's memory is scarce."""
+
+CACHED_BYTES = 2 << 30
+"""Of the device's memory that PyTorch may keep unused between calls."""
 
 LEFT_BYTES = 12 << 30
 """More than this in use between calls is taken for tensors that wait in reference cycles."""
@@ -74,6 +81,8 @@ class References:
         self.device = device
         self._full: dict[str, Full] = {}
         self._results: OrderedDict[tuple[object, ...], tuple[Expected, int]] = OrderedDict()
+        self._light: OrderedDict[tuple[object, ...], Expected] = OrderedDict()
+        """Results without their values, of draws whose values may take too much memory to keep."""
         self._built: dict[tuple[str, str], Reference] = {}
 
     def full(self, task: Task) -> Full:
@@ -110,7 +119,12 @@ class References:
         if key in self._results:
             self._results.move_to_end(key)
             return self._results[key][0]
-        result = expected(self.reference(task, variant), seed, params_seed, suite, precision)
+        reference = self.reference(task, variant)
+        if key in self._light:
+            result = again(self._light[key], reference, seed, params_seed, suite)
+        else:
+            result = expected(reference, seed, params_seed, suite, precision)
+            self._remember_light(key, result)
         size = sum(tensor.numel() * tensor.element_size() for tensor in result.exact)
         limit = REMEMBERED_BYTES["cpu" if self.device == "cpu" else "cuda"]
         if size <= limit // 4:
@@ -123,21 +137,40 @@ class References:
         while sum(held for _, held in self._results.values()) > limit:
             self._results.popitem(last=False)
 
+    def _remember_light(self, key: tuple[object, ...], result: Expected) -> None:
+        if all(plain.is_meta for plain in result.plain):
+            self._light[key] = dataclasses.replace(result, exact=())
+            if len(self._light) > REMEMBERED_DRAWS:
+                self._light.popitem(last=False)
+
     def give_back_memory(self) -> None:
-        """Free what PyTorch keeps of the device's memory: candidates and other judges need it."""
-        if self.device != "cpu":
-            if torch.cuda.memory_allocated() > LEFT_BYTES:
-                gc.collect()
+        """Free what PyTorch keeps of the device's memory beyond some, where it is scarce all of it, then results."""
+        if self.device == "cpu":
+            return
+        if torch.cuda.memory_reserved() - torch.cuda.memory_allocated() > CACHED_BYTES:
             torch.cuda.empty_cache()
+        if is_scarce():
+            _collect()
             if is_scarce():
-                self._forget(SCARCE_BYTES)
-                torch.cuda.empty_cache()
+                self.make_room()
+
+    def make_room(self) -> None:
+        """Free results too: candidates and other judges need the device's memory."""
+        if self.device != "cpu":
+            self._forget(SCARCE_BYTES)
+            _collect()
 
     def _drop_old(self) -> None:
         while len(self._full) >= KEPT_TASKS:
             oldest = next(iter(self._full))
             del self._full[oldest]
             self._built = {key: built for key, built in self._built.items() if key[0] != oldest}
+
+
+def _collect() -> None:
+    if torch.cuda.memory_allocated() > LEFT_BYTES:
+        gc.collect()
+    torch.cuda.empty_cache()
 
 
 def variant_source(task: Task, variant: str) -> str:
@@ -203,6 +236,12 @@ def expected(
     finite = all(bool(torch.isfinite(true).all()) for true in exact if true.is_floating_point())
     kept = (_form(mine) if mine.is_floating_point() else mine for mine in plain)
     return Expected(tuple(exact), tuple(kept), tuple(own), tree_of(answers.plain), finite)
+
+
+def again(light: Expected, reference: Reference, seed: int, params_seed: int, suite: str) -> Expected:
+    """The whole of `light`, whose values are computed once more and whose errors are known."""
+    fill_parameters(reference.model, reference.params, reference.kept, reference.device, params_seed, suite)
+    return dataclasses.replace(light, exact=tuple(leaves(reference.exact(seed, suite))))
 
 
 def _form(tensor: torch.Tensor) -> torch.Tensor:

@@ -73,7 +73,12 @@ class Replay:
         plan, keys = encode(compiled.plan), list(compiled.keys)
         message = {"op": "plan", "plan": plan, "keys": keys, "offsets": offsets, "tf32": tf32}
         executor.ask(message, timeout_s)
+        self.wipe()
         self.fill_kept()
+
+    def wipe(self) -> None:
+        """Nothing is left in the sets of what another candidate had there; `fill_kept` does the rest."""
+        self.memory[self.layout.kept_end : self.layout.regions[-1][1]].fill_(KEPT_BYTE)
 
     def fill_kept(self) -> None:
         """Poison what outlives calls, and put literals there."""
@@ -86,6 +91,19 @@ class Replay:
         start, end = self.layout.regions[number]
         self.memory[start:end].fill_(byte)
         self._literals(Life.CALL, number)
+
+    def poison_fresh(self, number: int, byte: int) -> None:
+        """Poison what the candidate allocates in a set, and nothing else."""
+        start, end = self.layout.fresh[number]
+        self.memory[start:end].fill_(byte)
+
+    def literals(self, life: Life, number: int) -> list[tuple[int, int]]:
+        """Start and end of each literal in a set."""
+        return [
+            (start := self.layout.offsets[number][index], start + buffer.bytes)
+            for index, buffer in enumerate(self.plan.buffers)
+            if buffer.origin is Origin.LITERAL and buffer.life is life
+        ]
 
     def _literals(self, life: Life, number: int) -> None:
         for index, buffer in enumerate(self.plan.buffers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import math
 import time
@@ -14,7 +15,7 @@ import torch
 from engine.canonical import Json
 from engine.errors import EngineError
 from engine.judging.driver import Driver, Function
-from engine.judging.images import ReplayError, packed
+from engine.judging.images import Image, ReplayError, packed
 from engine.judging.plan import Call, HostCall, Launch, Life, Origin, Plan, Ref, Step
 
 _STREAM: Any = torch.cuda.Stream
@@ -47,6 +48,20 @@ def load_kernel(
         image, symbol, threads=threads, shared_bytes=shared_bytes, cluster=cluster, cooperative=cooperative
     )
     return LoadedKernel(function, parameters, scratch_bytes)
+
+
+def load_image(image: Image) -> LoadedKernel:
+    """The same of a kernel as it travels."""
+    return load_kernel(
+        base64.b64decode(image.image),
+        image.symbol,
+        image.parameters,
+        threads=image.threads,
+        shared_bytes=image.shared_bytes,
+        cluster=image.cluster,
+        cooperative=image.cooperative,
+        scratch_bytes=image.scratch_bytes,
+    )
 
 
 class Session:
@@ -105,6 +120,11 @@ class Session:
                 self._bind("steady", index, step, number)()
         self._bound = {key: actions for key, actions in self._bound.items() if key[0] != "steady"}
         return chosen
+
+    def freeze(self, choices: Sequence[int]) -> None:
+        """What `choose` found elsewhere."""
+        tuned = [index for index, step in enumerate(self.plan.steady.steps) if len(step.launch) > 1]
+        self._choice |= {("steady", index): choice for index, choice in zip(tuned, choices, strict=True)}
 
     def _least_time(self, launch: Launch, number: int, repeats: int) -> float:
         action = self._launch(launch, number, 0)

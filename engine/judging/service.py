@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import json
 import os
 import resource
 import secrets
+import select
 import shutil
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING
 from engine.canonical import Json
 from engine.codec import decode, encode
 from engine.errors import EngineError, ProfilerError
+from engine.judging.seeds import Seeds
 from engine.records import Measurement, Mode, Precision, Task, Trace
 from engine.settings import CudaSettings, JudgeSettings
 
@@ -36,8 +38,14 @@ if TYPE_CHECKING:
     from profilers.cupti import Counted
 
 
-SEED_USES = 16
-"""Candidates of a task that are judged on the same draws; none of them ever sees one."""
+IDLE_S = 0.5
+"""So often a judge that waits for work looks whether another one lacks memory."""
+
+UNSPLIT = "max_split_size_mb:256"
+"""Of PyTorch's memory in this process: larger pieces are used whole or not at all."""
+
+SETTLING = 4
+"""Requests after which nothing more is imported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +187,18 @@ class Service:
         scratch = Path(opening.scratch)
         scratch.mkdir(parents=True, exist_ok=True)
         self.opening, self.settings = opening, opening.settings
-        self._seeds: dict[str, tuple[int, int]] = {}
+        self._seeds = Seeds()
+        self._answered = 0
         self.tracer = ForkServerClient(opening.environment, scratch / "tracer.log", gpu=False)
         interpret = {"TRITON_INTERPRET": "1"} if opening.device == "cpu" else {}
         self.runner = ForkServerClient(
             {**opening.environment, **interpret}, scratch / "runner.log", gpu=opening.device != "cpu"
         )
+
+        if opening.cuda is not None:
+            # PyTorch carves small tensors out of the memory of large ones, which it cannot give back while one lives:
+            # what is remembered of each task would in time hold most of a device.
+            os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", UNSPLIT)
 
         import torch
 
@@ -200,20 +214,12 @@ class Service:
 
     def handle_judge(self, message: Json) -> Json:
         task = decode(Task, message["task"], "task")
-        seed = self.settings.seed if self.settings.seed is not None else self._seed(task)
+        seed = self.settings.seed if self.settings.seed is not None else self._seeds.of(task.task_hash)
         verdict = self.judge.judge(task, message["source"], seed)
         if verdict.mode is not Mode.PLAN:
             # Its own process has seen the draws, and what it printed may reach whoever writes the next candidate.
-            self._seeds.pop(task.task_hash, None)
+            self._seeds.forget(task.task_hash)
         return {"verdict": encode(verdict)}
-
-    def _seed(self, task: Task) -> int:
-        """A secret seed for some candidates of a task, so that what the reference gives is computed once for them."""
-        seed, uses = self._seeds[task.task_hash] if task.task_hash in self._seeds else (secrets.randbits(62), 0)
-        if uses >= SEED_USES:
-            seed, uses = secrets.randbits(62), 0
-        self._seeds[task.task_hash] = (seed, uses + 1)
-        return seed
 
     def handle_measure(self, message: Json) -> Json:
         if self.gpu is None:
@@ -287,6 +293,18 @@ class Service:
         )
         return {"confirmation": encode(made)}
 
+    def settle(self) -> None:
+        """After an answer: what the first requests imported need not be searched for garbage each time memory lacks."""
+        self._answered += 1
+        if self.gpu is not None and self._answered <= SETTLING:
+            gc.collect()
+            gc.freeze()
+
+    def idle(self) -> None:
+        """Called now and then while nobody asks."""
+        if self.gpu is not None:
+            self.gpu.stopwatch.make_room_if_short()
+
     def close(self) -> None:
         if self.gpu is not None:
             self.gpu.close()
@@ -317,29 +335,53 @@ def _plain_arithmetic() -> None:
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
+def _lines() -> Iterator[bytes | None]:
+    """Lines of stdin until it closes; None every IDLE_S seconds while there is none."""
+    waiting = b""
+    while True:
+        line, newline, rest = waiting.partition(b"\n")
+        if newline:
+            waiting = rest
+            yield line
+        elif not select.select([0], [], [], IDLE_S)[0]:
+            yield None
+        elif chunk := os.read(0, 1 << 20):
+            waiting += chunk
+        else:
+            return
+
+
+def _handled(service: Service | None, message: Json) -> Json:
+    if service is None and message["op"] == "lint":
+        return answer_lint(message)
+    assert service is not None, "the first message opens the judge"
+    handlers: Mapping[str, Callable[[Json], Json]] = {
+        "judge": service.handle_judge,
+        "measure": service.handle_measure,
+        "count": service.handle_count,
+        "cubins": service.handle_cubins,
+        "confirm": service.handle_confirm,
+    }
+    return handlers[message["op"]](message)
+
+
 def serve() -> None:
     """Answer until stdin closes. Only protocol lines reach stdout; whatever else is printed goes to stderr."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     service: Service | None = None
-    for line in sys.stdin:
+    for line in _lines():
         try:
+            if line is None:
+                if service is not None:
+                    service.idle()
+                continue
             message = json.loads(line)
             if message["op"] == "open":
                 service = Service(decode(Opening, message["opening"], "opening of the judge"))
                 answer: Json = {"ready": True}
-            elif message["op"] == "lint" and service is None:
-                answer = answer_lint(message)
             else:
-                assert service is not None, "the first message opens the judge"
-                handlers: Mapping[str, Callable[[Json], Json]] = {
-                    "judge": service.handle_judge,
-                    "measure": service.handle_measure,
-                    "count": service.handle_count,
-                    "cubins": service.handle_cubins,
-                    "confirm": service.handle_confirm,
-                }
-                answer = handlers[message["op"]](message)
+                answer = _handled(service, message)
         except EngineError as error:
             answer = {"fault": {"kind": type(error).__name__, "message": str(error), "hint": error.hint}}
         except Exception as error:  # noqa: BLE001 - the outermost boundary of this process; its log has the traceback
@@ -347,7 +389,10 @@ def serve() -> None:
 
             traceback.print_exc()
             answer = {"fault": {"kind": "WorkerError", "message": f"{type(error).__name__}: {error}", "hint": ""}}
-        answers.write(json.dumps(answer) + "\n")
+        if line is not None:
+            answers.write(json.dumps(answer) + "\n")
+        if service is not None:
+            service.settle()
     if service is not None:
         service.close()
 

@@ -67,9 +67,10 @@ class SideLostError(Exception):
 class Replays(Protocol):
     """Gives a candidate's plan beside an executor, to be opened; Untraceable or NotReplayable when there is none."""
 
-    def timed(self, task: Task, source: str) -> contextlib.AbstractContextManager[TimedReplay]: ...
+    def timed(self, task: Task, source: str, who: str) -> contextlib.AbstractContextManager[TimedReplay]: ...
 
-    def give_back_memory(self) -> None: ...
+    def free(self) -> None:
+        """Give up memory that is kept only to save time."""
 
 
 Ask = Callable[[Json, float], Json]
@@ -137,6 +138,12 @@ class Reference:
     def lacks_memory(self) -> bool:
         """Whether building it alone may give more sides."""
         return not self.alone and any(map(is_memory, self.notes))
+
+    def drop_slow(self) -> None:
+        """Free the memory of forms that are not the fastest; their times, taken alone, stay on record."""
+        for who in self.sides.keys() - self.paired().keys():
+            del self.sides[who]
+            answer(self.worker.ask, who, {"op": "drop", "who": who}, BLOCK_TIMEOUT_S)
 
     def paired(self) -> dict[str, Side]:
         """Eager, which speed-ups are stated over, and the fastest."""

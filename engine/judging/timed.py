@@ -10,8 +10,11 @@ from collections.abc import Mapping
 import torch
 
 from engine.canonical import Json
+from engine.judging.device_memory import is_large
 from engine.judging.inputs import derive_seed
 from engine.judging.layout import set_bytes
+from engine.judging.plan import Life
+from engine.judging.reference import fill_parameters
 from engine.judging.replayed import POISON, NotReplayable, ReplayedVariant
 from engine.judging.runs import LARGE_OUTPUT_BYTES, Call, result_bytes
 
@@ -33,25 +36,29 @@ class TimedReplay(ReplayedVariant):
     """One candidate at full size in an executor of its own."""
 
     def open(self, *, cold: bool) -> None:
-        """Load the plan, fill every set, capture, and fill again: what is read later was written by timed replays.
-        Before each sample its buffers are poisoned, so that no replay can rest on an earlier one. `cold`: L2 is
-        emptied too."""
+        """Load the plan, fill every set, capture, and poison again what the candidate allocates: what is read later was
+        written by timed replays. Before each sample that is done too, so that no replay can rest on an earlier one.
+        `cold`: L2 is emptied too."""
         self._cold = cold
         self._sampled: list[int] = []
         self._load("")
         self._calls = [self._timed_call(number) for number in range(self.replay.sets)]
         self.fill_state(self._calls[0])
         self._fill_all()
-        layout = self.replay.layout
+        layout, sets = self.replay.layout, range(self.replay.sets)
+        kept = [layout.kept_fresh] if layout.kept_fresh[0] < layout.kept_fresh[1] else []
+        kept += self.replay.literals(Life.KEPT, 0)
         message = {
             "op": "graphs",
-            "sets": list(range(self.replay.sets)),
+            "sets": list(sets),
             "fresh": [[list(span)] for span in layout.fresh],
-            "kept": [list(layout.kept_fresh)] if layout.kept_fresh[0] < layout.kept_fresh[1] else [],
+            "restored": [[list(span) for span in (*kept, *self.replay.literals(Life.CALL, n))] for n in sets],
             "byte": POISON[self._calls[0].poison],
         }
         self.executor.ask(message, self._left())
-        self._fill_all()
+        for number, call in enumerate(self._calls):
+            self.replay.poison_fresh(number, POISON[call.poison])
+        torch.cuda.synchronize()
         self._replayed()
 
     def swap(self, other: TimedReplay) -> None:
@@ -79,6 +86,11 @@ class TimedReplay(ReplayedVariant):
             call = self._calls[number]
             result = self._expected(call)
             if result is not None:
+                # The module is shared with other candidates of the task, and holds the parameters of whoever drew last.
+                reference = self.reference
+                fill_parameters(
+                    reference.model, reference.params, reference.kept, reference.device, call.params_seed, call.suite
+                )
                 self._intact(number, POISON[call.poison], self._inputs(call), call)
                 self._where[call.name] = ("steady", number)
                 self._check(call, self._collect([call.name], call.suite)[call.name], result)
@@ -93,6 +105,11 @@ class TimedReplay(ReplayedVariant):
     def _replayed(self) -> list[int]:
         """Sets replayed since this was last asked: the others hold poison."""
         return [int(number) for number in self.executor.ask({"op": "replayed"}, self._left())["sets"]]
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it needs a large part of the device's memory."""
+        return is_large(set_bytes(self.compiled.plan))
 
     @property
     def cold_matters(self) -> bool:

@@ -15,6 +15,7 @@ from engine.errors import EngineError, MissingError
 from engine.judging import executors, sandbox
 from engine.judging.driver import Function
 from engine.judging.executors import ExecutorFault, ExecutorPool, Seat
+from engine.judging.gpu_state import lease
 from engine.judging.plan import Argument, Launch, Origin, Step
 from engine.judging.replayed import POISON, Compiled, Replay
 from engine.judging.replaying import LoadedKernel, ReplayError, Session
@@ -340,6 +341,65 @@ def test_an_executor_that_once_failed_serves_no_more_whoever_gives_it_back():
             first.ask({"op": "time_block", "ms": 1.0, "cold": True}, 30.0)
         executors_.give_back(first, intact=True)
         assert is_gone(pid_of(first))
+
+
+def sizes(taken):
+    return taken.shared_memory[1]
+
+
+@pytest.mark.parametrize("scarce", [True, False])
+def test_an_arena_is_kept_for_the_next_candidate_unless_memory_is_scarce(monkeypatch, scarce):
+    monkeypatch.setattr(executors, "KEPT_ARENA_BYTES", executors.LEAST_ARENA_BYTES)
+    monkeypatch.setattr(executors, "is_scarce", lambda: scarce)
+    large = 2 * executors.LEAST_ARENA_BYTES
+    with pool() as executors_:
+        taken = executors_.take()
+        taken.memory(large, TIMEOUT_S)
+        executors_.give_back(taken, intact=True)
+        again = executors_.take()
+        assert pid_of(again) == pid_of(taken)
+        assert sizes(again) == (executors.LEAST_ARENA_BYTES if scarce else large)
+        executors_.give_back(again, intact=True)
+        executors_.make_room()
+        slim = executors_.take()
+        assert (pid_of(slim), sizes(slim)) == (pid_of(taken), executors.LEAST_ARENA_BYTES)
+        executors_.give_back(slim, intact=True)
+
+
+def test_an_arena_too_large_to_stand_by_with_is_given_back(monkeypatch):
+    monkeypatch.setattr(executors, "KEPT_ARENA_BYTES", executors.LEAST_ARENA_BYTES)
+    monkeypatch.setattr(executors, "stays", lambda size: size <= executors.LEAST_ARENA_BYTES)
+    with pool() as executors_:
+        taken = executors_.take()
+        taken.memory(2 * executors.LEAST_ARENA_BYTES, TIMEOUT_S)
+        executors_.give_back(taken, intact=True)
+        again = executors_.take()
+        assert (pid_of(again), sizes(again)) == (pid_of(taken), executors.LEAST_ARENA_BYTES)
+        executors_.give_back(again, intact=True)
+
+
+def test_an_arena_that_cannot_be_unmapped_keeps_no_process_alive(monkeypatch):
+    monkeypatch.setattr(executors, "RECYCLE", 1)
+    with pool() as executors_:
+        taken = executors_.take()
+        taken.memory(executors.LEAST_ARENA_BYTES, TIMEOUT_S)
+
+        def refused():
+            raise EngineError("unmapping shared memory: invalid context")
+
+        monkeypatch.setattr(taken._arena, "close", refused)
+        executors_.give_back(taken, intact=True)
+        assert is_gone(pid_of(taken))
+
+
+def test_one_that_has_served_enough_ends_while_nobody_is_alone(monkeypatch):
+    monkeypatch.setattr(executors, "RECYCLE", 1)
+    with pool() as executors_:
+        first = executors_.take()
+        with lease(scratch() / "lock"):
+            executors_.give_back(first, intact=True)
+            assert not is_gone(pid_of(first))
+    assert is_gone(pid_of(first))
 
 
 def test_a_closed_pool_leaves_no_process_and_no_folder():

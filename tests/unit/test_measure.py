@@ -6,12 +6,13 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from engine.errors import WorkerError
-from engine.judging import gpu_state, measure, sides
+from engine.judging import clocked, gpu_state, measure, sides
 from engine.judging.children import ChildEnded, ChildTimeout
 from engine.judging.executors import ExecutorFault
 from engine.judging.gpu_state import is_short, lease, lock_path, tell_shortage
@@ -32,11 +33,19 @@ class FakeWorker:
     built and then cannot be timed. `us`: what each side takes."""
 
     def __init__(
-        self, absent=(), hangs=(), loses=(), us=(("eager", 40.0), ("compile", 30.0)), why="OutOfResources", dies=False
+        self,
+        absent=(),
+        hangs=(),
+        loses=(),
+        us=(("eager", 40.0), ("compile", 30.0)),
+        why="OutOfResources",
+        dies=False,
+        fault="RuntimeError: a graph cannot be replayed",
     ):
+        self.fault = fault
         self.why, self.dies = why, dies
         self.absent, self.hangs, self.alive, self.closed = absent, hangs, True, False
-        self.loses, self.us, self.blocks = loses, dict(us), []
+        self.loses, self.us, self.blocks, self.dropped = loses, dict(us), [], []
 
     def ask(self, message, timeout_s):
         if message["op"] == "open":
@@ -49,9 +58,12 @@ class FakeWorker:
                 self.alive = False
                 raise WorkerError("gave no answer")
             return {"absent": self.why if message["who"] in self.absent else None}
+        if message["op"] == "drop":
+            self.dropped.append(message["who"])
+            return {}
         self.blocks.append(message["who"])
         if message["who"] in self.loses:
-            return {"error": {"type": "RuntimeError", "message": "a graph cannot be replayed"}}
+            return {"error": self.fault}
         return {"times_us": [self.us[message["who"]] * random.uniform(0.99, 1.01)]}
 
     def close(self):
@@ -196,7 +208,7 @@ class FakeReplay:
     memory."""
 
     def __init__(self, us=20.0, wrong=None, small=False, fails_after=None, clocks_apart=1.001, lacks=0):
-        self.opened, self.lacks = [], lacks
+        self.opened, self.lacks, self.is_large = [], lacks, False
         self.clocks_apart, self.sustained, self.cannot_swap, self.spoiled = clocks_apart, 1.0, None, False
         self.us, self.wrong, self.cold_matters, self.checked, self.swapped = us, wrong, small, 0, 0
         self.left = fails_after
@@ -239,11 +251,11 @@ class FakeReplays:
     def __init__(self, **plans):
         self.plans, self.open_now, self.gave_back = plans, 0, 0
 
-    def give_back_memory(self):
+    def free(self):
         self.gave_back += 1
 
     @contextlib.contextmanager
-    def timed(self, task, source):
+    def timed(self, task, source, who):
         found = self.plans[source]
         if isinstance(found, Exception):
             raise found
@@ -360,7 +372,7 @@ def test_a_time_that_calls_in_a_row_cannot_keep_is_none(stopwatch, sustained, be
 def test_plans_that_cannot_change_places_are_both_left_out(stopwatch, why):
     plans = FakeReplay(), FakeReplay(us=26.0)
     plans[0].cannot_swap = why
-    got = timed(stopwatch([FakeWorker()], [], FakeReplays(c=plans[0], i=plans[1])), incumbent="i")
+    got = timed(stopwatch([FakeWorker(), FakeWorker()], [], FakeReplays(c=plans[0], i=plans[1])), incumbent="i")
     assert set(kinds_of(got)) == {"eager", "compile"}
     assert "could not change places" in got.note
     assert plans[0].spoiled
@@ -424,6 +436,31 @@ def test_what_is_wrong_is_not_compared_again(stopwatch):
     assert (plan.checked, got.passing) == (1, False)
 
 
+def test_a_side_that_finds_no_memory_while_it_is_timed_is_timed_again_alone(stopwatch):
+    workers = [FakeWorker(loses=("eager",), fault="OutOfMemoryError: CUDA out of memory"), FakeWorker()]
+    got = timed(stopwatch(workers, [], FakeReplays(c=FakeReplay())))
+    assert {ratio.over for ratio in got.ratios} == {"eager", "compile"}
+    assert [worker.closed for worker in workers] == [True, False]
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_a_plan_that_needs_much_memory_is_built_and_compared_beside_smaller_ones_only(
+    stopwatch, tmp_path, monkeypatch, large
+):
+    held = []
+    share = gpu_state.share
+
+    def noted(lock, *, large):
+        held.append(large)
+        return share(lock, large=large)
+
+    monkeypatch.setattr(clocked, "share", noted)
+    plan = FakeReplay()
+    plan.is_large = large
+    timed(stopwatch([FakeWorker()], [], FakeReplays(c=plan)))
+    assert held == [large, large]
+
+
 def test_a_baseline_that_found_no_memory_is_not_kept(stopwatch):
     got = timed(
         stopwatch(
@@ -446,20 +483,42 @@ def test_outputs_that_find_no_memory_are_compared_again_alone(stopwatch, times, 
     assert got.refuted == ""
 
 
-def test_while_an_engine_lacks_memory_no_other_keeps_a_baseline(stopwatch, tmp_path, monkeypatch):
+def told_by_another(lock, seconds_ago):
+    lock.with_suffix(".short").write_text("1")
+    told = time.time() - seconds_ago
+    os.utime(lock.with_suffix(".short"), (told, told))
+
+
+def test_when_another_engine_lacked_memory_a_baseline_is_given_up_once(stopwatch, tmp_path, monkeypatch):
     lock, workers = tmp_path / "lock", [FakeWorker() for _ in range(3)]
     watch = stopwatch(workers, [], FakeReplays(c=FakeReplay()))
     timed(watch)
-    assert not (workers[0].closed or is_short(lock))
     tell_shortage(lock)
-    assert not is_short(lock)
-    lock.with_suffix(".short").write_text("1")
-    for _ in range(2):
-        assert timed(watch).ratio("eager") is not None
-    assert [worker.closed for worker in workers] == [True, True, False]
-    monkeypatch.setattr(gpu_state, "SHORT_S", 0.0)
     timed(watch)
-    assert not (workers[2].closed or is_short(lock))
+    assert not (workers[0].closed or is_short(lock)), "its own shortage"
+    for ago, closed in ((20, [True, False, False]), (10, [True, True, False])):
+        told_by_another(lock, ago)
+        for _ in range(2):
+            assert timed(watch).ratio("eager") is not None
+            assert [worker.closed for worker in workers] == closed
+    monkeypatch.setattr(gpu_state, "SHORT_S", 0.0)
+    told_by_another(lock, 1)
+    timed(watch)
+    assert not (workers[2].closed or is_short(lock)), "long ago"
+
+
+def test_a_stopwatch_that_waits_makes_room_for_who_lacks_memory(stopwatch, tmp_path):
+    lock, worker, replays = tmp_path / "lock", FakeWorker(), FakeReplays(c=FakeReplay())
+    watch = stopwatch([worker, FakeWorker()], [], replays)
+    timed(watch)
+    watch.make_room_if_short()
+    assert not (worker.closed or replays.gave_back)
+    told_by_another(lock, 1)
+    timed(watch)
+    assert (worker.closed, replays.gave_back) == (True, 0), "a baseline at least, at the next measurement"
+    for _ in range(2):
+        watch.make_room_if_short()
+    assert replays.gave_back == 1
 
 
 def test_a_shortage_is_told_through_no_link_and_no_other_users_file(tmp_path):
@@ -482,8 +541,10 @@ def test_baselines_are_screened_once_and_eager_and_the_fastest_are_paired(stopwa
     assert got.ratio("eager_graph").value == pytest.approx(1.25, rel=0.03)
     assert float(got.settings["compile_alone_us"]) == pytest.approx(30.0, rel=0.03)
     assert worker.blocks.count("compile") == measure.SCREEN_BLOCKS
+    assert sorted(worker.dropped) == ["compile", "compile_graph"]
     timed(watch)
     assert worker.blocks.count("compile") == measure.SCREEN_BLOCKS
+    assert len(worker.dropped) == 2
 
 
 def test_eager_alone_is_paired_once_where_it_is_the_fastest(stopwatch):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.compose import compose
-from engine.judging import references
+from engine.judging import device_memory, gpu_state, references
 from engine.judging.judge import Findings, Judge, Place, Stop
 from engine.judging.messages import Failure
 from engine.judging.references import References
@@ -32,8 +33,8 @@ class Device:
 
         return holding()
 
-    def shared(self):
-        return self._hold("shared")
+    def shared(self, *, large=False):
+        return self._hold("shared, large" if large else "shared")
 
     def alone(self):
         return self._hold("alone")
@@ -72,6 +73,35 @@ def test_what_lacked_memory_is_checked_again_alone(judge, first):
     assert found.remarks[0].startswith("checked again alone on the GPU: ")
 
 
+def test_what_needs_much_memory_says_so(judge):
+    found = Findings(1)
+    judge.with_memory(found, checks(found, SHORT, None), large=True)
+    assert judge.device.held == ["shared, large", "nothing kept", "alone"]
+
+
+@pytest.mark.parametrize(("size", "initialised", "large"), [(4, True, True), (3, True, False), (4, False, False)])
+def test_large_is_a_share_of_the_device(monkeypatch, size, initialised, large):
+    Memory(monkeypatch, free=60)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialised)
+    assert device_memory.is_large(size) == large
+
+
+@pytest.mark.parametrize("large", [(True, True), (True, False), (False, False)])
+def test_of_those_that_need_much_memory_one_holds_the_gpu_at_a_time(tmp_path, large):
+    lock, inside = tmp_path / "gpu.lock", threading.Event()
+
+    def other():
+        with gpu_state.share(lock, large=large[1]):
+            inside.set()
+
+    with gpu_state.share(lock, large=large[0]):
+        waiting = threading.Thread(target=other)
+        waiting.start()
+        assert inside.wait(0.2 if all(large) else 10.0) == (not all(large))
+    waiting.join()
+    assert inside.is_set()
+
+
 @pytest.mark.parametrize("second", [SHORT, TORCH, WRONG])
 def test_what_is_found_alone_stands(judge, second):
     found = Findings(1)
@@ -96,15 +126,49 @@ def test_without_a_device_nothing_is_held_or_tried_again(judge):
         judge.with_memory(found, checks(found, SHORT))
 
 
+class Memory:
+    """The device's, in percent: `free`, and what PyTorch keeps here."""
+
+    def __init__(self, monkeypatch, free, reserved=0):
+        self.free, self.emptied = free, 0
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (self.free, 100))
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: reserved)
+        monkeypatch.setattr(torch.cuda, "empty_cache", self.empty)
+
+    def empty(self):
+        self.emptied += 1
+
+
 @pytest.mark.parametrize(("free", "kept"), [(10, 1), (60, 4)])
 def test_scarce_memory_makes_a_judge_forget_results_oldest_first(monkeypatch, free, kept):
     monkeypatch.setattr(references, "SCARCE_BYTES", 100)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 100))
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    memory = Memory(monkeypatch, free)
     mine = References("cuda:0")
     for number in range(4):
         mine._results[(number,)] = (None, 60)
     mine.give_back_memory()
     assert [key for (key,) in mine._results] == list(range(4))[-kept:]
+    assert bool(memory.emptied) == (free < 60)
+
+
+@pytest.mark.parametrize(("reserved", "emptied"), [(references.CACHED_BYTES, 0), (references.CACHED_BYTES + 1, 1)])
+def test_much_unused_memory_is_given_back_even_where_there_is_enough(monkeypatch, reserved, emptied):
+    memory = Memory(monkeypatch, free=60, reserved=reserved)
+    References("cuda:0").give_back_memory()
+    assert memory.emptied == emptied
+
+
+@pytest.mark.parametrize(("free", "waits"), [([60], 0), ([10, 10, 60], 2), ([10], 15)])
+def test_others_get_a_moment_to_make_room(monkeypatch, free, waits):
+    memory, slept = Memory(monkeypatch, free[0]), []
+    monkeypatch.setattr(device_memory.time, "monotonic", lambda: sum(slept))
+
+    def sleep(seconds):
+        slept.append(seconds)
+        memory.free = free[min(len(slept), len(free) - 1)]
+
+    monkeypatch.setattr(device_memory.time, "sleep", sleep)
+    device_memory.await_room()
+    assert len(slept) == pytest.approx(waits, abs=1 if waits > 10 else 0)

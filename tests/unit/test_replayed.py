@@ -415,7 +415,7 @@ class Clocked:
 
     def ask(self, message, timeout_s):
         if message["op"] == "graphs":
-            self._sets = message["sets"]
+            self._sets, self.graphs = message["sets"], message
             self._replay(self._sets, timeout_s)
             return {"call_us": 10.0}
         if message["op"] == "replayed":
@@ -467,6 +467,56 @@ def test_sets_of_a_timing_have_values_of_their_own(judge, executor, clock):
     run.ask({"op": "time_block", "ms": 1.0}, 5.0)
     results = [run.replay.result("steady", number, 0, 5.0) for number in range(run.replay.sets)]
     assert len({tuple(result.flatten().tolist()) for result in results}) == run.replay.sets
+
+
+def seeded(judge, taken, seed):
+    run = variant(judge, taken, HONEST, kind=TimedReplay)
+    run.variant, run.found = FULL, Findings(seed)
+    run.reference = judge.references.reference(run.task, FULL)
+    run.open(cold=True)
+    return run
+
+
+def test_two_that_are_timed_together_have_parameters_of_their_own(judge, clock):
+    """Their module is one: what it holds are the parameters of whoever drew last."""
+    with executors.executor() as one, executors.executor() as other:
+        candidate, incumbent = seeded(judge, Clocked(one), 1000), seeded(judge, Clocked(other), 1001)
+        for turn in range(3):
+            if turn:
+                candidate.swap(incumbent)
+            for run in (candidate, incumbent):
+                run.ask({"op": "time_block", "ms": 1.0}, 5.0)
+            for run in (candidate, incumbent):
+                run.check()
+
+
+def test_what_outlives_a_replay_is_put_back_before_the_next(judge, executor, clock):
+    """A literal could carry a result from the capture to the replays that are timed."""
+    values = [1.0] * COLUMNS
+    described = plan((*BUFFERS, literal(values), literal(values, kept=True), buffer(BYTES, kept=True)), HONEST.steady)
+    clocked = Clocked(executor)
+    run = opened(judge, clocked, described)
+    offsets, kept = run.replay.layout.offsets, run.replay.layout.kept_fresh
+    assert kept[0] <= offsets[0][5] < kept[1]
+    size = 4 * COLUMNS
+    for number, spans in enumerate(clocked.graphs["restored"]):
+        assert sorted(map(tuple, spans)) == sorted(
+            [kept, (offsets[0][4], offsets[0][4] + size), (offsets[number][3], offsets[number][3] + size)]
+        )
+
+
+def test_nothing_is_left_of_the_candidate_before(judge, executor):
+    first = opened_for_check(judge, executor)
+    place = first.layout.regions[0][0]
+    first.memory[place : place + 64].fill_(7)
+    again = opened_for_check(judge, executor)
+    assert not bool((again.memory[place : place + 64] == 7).any())
+
+
+def opened_for_check(judge, taken):
+    run = variant(judge, taken, HONEST)
+    run._load("")
+    return run.replay
 
 
 def test_sets_that_a_short_timing_left_out_are_not_compared(judge, executor, clock):
