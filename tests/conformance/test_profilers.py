@@ -185,7 +185,7 @@ def gone(pid: int) -> bool:
     return False
 
 
-HANG_LIMIT_S = 5.0
+HANG_LIMIT_S = 3.0
 """Long enough for an interpreter to start and write its child's pid on a busy machine."""
 
 

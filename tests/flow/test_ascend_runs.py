@@ -55,6 +55,7 @@ def run(site, category: str, *overrides: str):
         "search.error_analysis=false",
         "judge.seeds=1",
         "judge.suites=[nominal]",
+        "judge.confirm.variants=1",
         f"backends.ascend.ascend.python={npu.python}",
         "backends.ascend.ascend.device=cpu",
         "backends.ascend.ascend.warm_up=1",

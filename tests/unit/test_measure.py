@@ -100,6 +100,7 @@ GOOD = {"open": {"settings": {}, "sets": 2}, "time_block": {"times_us": [20.0, 2
 def stopwatch(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "lock_path", lambda uuid: tmp_path / "lock")
     monkeypatch.setattr(measure, "ForkServerClient", lambda environment, log: None)
+    monkeypatch.setattr(measure, "WARM_UP_S", 0.0)
 
     def make(workers, children, replays=None, cuda=CUDA):
         left = list(workers)
