@@ -92,7 +92,7 @@ def perform(folder: Path) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = call.tf32
     # The context that the driver's calls below are made in.
     torch.cuda.current_stream().synchronize()
-    loaded = {image.key: _loaded(image) for image in call.images}
+    loaded = {image.key: replaying.load_image(image) for image in call.images}
     kernels = [None if key is None else loaded[key] for key in call.keys]
     nowhere = [[-1] * len(call.plan.buffers)]
     session = replaying.Session(call.plan, kernels, torch.empty(0, dtype=torch.uint8, device="cuda"), nowhere, "cuda")
@@ -100,19 +100,6 @@ def perform(folder: Path) -> None:
     for part in ("prelude", *(["first"] if call.plan.first is not None else []), "steady"):
         session.run(part, 0)
         torch.cuda.synchronize()
-
-
-def _loaded(image: Image) -> replaying.LoadedKernel:
-    return replaying.load_kernel(
-        base64.b64decode(image.image),
-        image.symbol,
-        image.parameters,
-        threads=image.threads,
-        shared_bytes=image.shared_bytes,
-        cluster=image.cluster,
-        cooperative=image.cooperative,
-        scratch_bytes=image.scratch_bytes,
-    )
 
 
 def main() -> None:
