@@ -49,8 +49,10 @@ class Row:
         return self.label == "honest"
 
     @property
-    def meets_a_limit(self) -> bool:
-        return bool((self.cpu | self.cuda) & {"timeout", "out_of_memory"})
+    def limit(self) -> str:
+        """The limit that it is to meet, `time` or `memory`; empty: none."""
+        outcomes = self.cpu | self.cuda
+        return "time" if "timeout" in outcomes else "memory" if "out_of_memory" in outcomes else ""
 
     def source(self) -> str:
         return (CASES / self.file).read_text(encoding="utf-8")

@@ -23,13 +23,17 @@ SCRATCH = f"corpus-{os.getpid()}-"
 
 FACTS = Facts(0, 0, 0, 0, 0, 0, 0, 0, 0, None, None, 0.0, 0.0, 0.0, "float32", "none")
 LIMITS = {"cpu": {"run_s": 60, "trace_s": 60, "memory_gib": 4}, "cuda": {"run_s": 120, "trace_s": 60, "memory_gib": 16}}
-SHORT = {"cpu": {"run_s": 5, "trace_s": 5, "memory_gib": 2}, "cuda": {"run_s": 30, "trace_s": 20, "memory_gib": 16}}
-"""For candidates that are to meet a limit. On a device a process first makes a context."""
+NARROW = {
+    "cpu": {"": {}, "time": {"run_s": 5, "trace_s": 5}, "memory": {"memory_gib": 2}},
+    "cuda": {"": {}, "time": {"run_s": 30, "trace_s": 20}, "memory": {"run_s": 30, "trace_s": 20}},
+}
+"""What is narrowed for candidates that are to meet a limit, and no other: filling memory may take a slow machine longer
+than a hanging candidate is given. On a device a process first makes a context."""
 
 
 @functools.cache
-def _client(backend: str, hasty: bool) -> JudgeClient:
-    limits = SHORT[backend] if hasty else LIMITS[backend]
+def _client(backend: str, limit: str) -> JudgeClient:
+    limits = LIMITS[backend] | NARROW[backend][limit]
     overrides = {"judge.seed": SEED, **{f"judge.limits.{name}": value for name, value in limits.items()}}
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH))
     client = JudgeClient(compose(backend, overrides), backend, project_root(), scratch)
@@ -42,9 +46,9 @@ def _client(backend: str, hasty: bool) -> JudgeClient:
     return client
 
 
-def judge(backend: str, task: Task, source: str, *, hasty: bool = False) -> Verdict:
-    """The verdict of `cpu` or `cuda` with fixed seeds; `hasty`: under short limits."""
-    return _client(backend, hasty).judge(Operator(task, FACTS), source)
+def judge(backend: str, task: Task, source: str, *, limit: str = "") -> Verdict:
+    """The verdict of `cpu` or `cuda` with fixed seeds; `limit`: a narrow one, `time` or `memory`."""
+    return _client(backend, limit).judge(Operator(task, FACTS), source)
 
 
 def left_behind() -> tuple[int, ...]:

@@ -37,7 +37,7 @@ def case(row):
 def test_case(row):
     if NOT_DECIDABLE in row.cpu:
         pytest.skip(f"only a device can show it: {row.what}")
-    verdict = judge("cpu", task_of(row.task, row.policy), row.source(), hasty=row.meets_a_limit)
+    verdict = judge("cpu", task_of(row.task, row.policy), row.source(), limit=row.limit)
     assert outcome_of(verdict) in row.cpu, f"{row.what}: {verdict.message}"
     assert (verdict.status is Status.CORRECT) == (CORRECT in row.cpu)
     assert verdict.status is Status.CORRECT or verdict.message

@@ -18,7 +18,7 @@ MUTANTS = 120
 def test_case(row):
     if NOT_DECIDABLE in row.cuda:
         pytest.skip(f"not decided on a device: {row.what}")
-    verdict = judge("cuda", task_of(row.task, row.policy), row.source(), hasty=row.meets_a_limit)
+    verdict = judge("cuda", task_of(row.task, row.policy), row.source(), limit=row.limit)
     if row.label == "cheat" and verdict.mode is Mode.FALLBACK and verdict.status is Status.CORRECT:
         # Without a plan its time stays unverified and never ranks: not accepted.
         return
