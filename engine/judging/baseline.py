@@ -67,6 +67,8 @@ class Baselines:
 
     def _build(self, who: str) -> str | None:
         task = self._opened()
+        absent = None
+        torch.cuda.empty_cache()
         try:
             mode, _, form = who.partition("_")
             model = self._model(task)
@@ -78,9 +80,11 @@ class Baselines:
             else:
                 self._timers[who] = CallTimer(calls, flush_l2=self._request.flush_l2)
         except Exception as error:  # noqa: BLE001 - whatever the compiler raises means only that this form is absent
+            absent = f"{type(error).__name__}: {error}"[: gpu_side.MESSAGE_CHARS]
+        if absent is not None:
+            # Only here: the exception held the tensors of what it ended.
             torch.cuda.empty_cache()
-            return f"{type(error).__name__}: {error}"[: gpu_side.MESSAGE_CHARS]
-        return None
+        return absent
 
 
 def main() -> None:

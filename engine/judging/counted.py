@@ -13,7 +13,7 @@ from engine.judging.executors import ExecutorFault
 from engine.judging.inputs import derive_seed
 from engine.judging.lone_call import LoneCall, LoneLaunch
 from engine.judging.planned_call import PlannedCall
-from engine.judging.replayed import POISON, NotReplayable, ReplayedVariant, image_of
+from engine.judging.replayed import POISON, NotReplayable, ReplayedVariant, image_of, settle
 from engine.judging.runs import Call
 from engine.records import Precision
 from profilers.cupti import NoCounters
@@ -32,6 +32,7 @@ class CountedReplay(ReplayedVariant):
         self.fill_state(call)
         self.replay.fill(0, POISON[call.poison])
         self.replay.write_inputs(0, self._inputs(call), first=False)
+        settle(self.replay.memory)
 
     def count(self, counters: Sequence[str], limit: int, *, cold: bool) -> Json:
         """A `Counted`. NoCounters where this machine gives none, Stop or NotReplayable where the call fails."""

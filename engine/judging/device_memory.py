@@ -22,8 +22,8 @@ their reference in fp64, and the baselines' own."""
 STAYS = 0.2
 """Share of the device's memory that one who stands by may keep."""
 
-ROOM_S = 1.5
-"""An idle judge notices within a third of this that another lacks memory."""
+NOTICE_S, ROOM_S = 1.0, 3.0
+"""An idle judge notices within half of the first that another lacks memory, and has made room within the second."""
 
 
 def fits(size: int) -> bool:
@@ -51,7 +51,14 @@ def stays(size: int) -> bool:
 
 
 def await_room() -> None:
-    """Leave others, who have been told, a moment to make room."""
-    until = time.monotonic() + ROOM_S
-    while is_scarce() and time.monotonic() < until:
-        time.sleep(0.1)
+    """Leave others, who have been told, a moment to make room: until no more becomes free."""
+    if not _CUDA.is_initialized():
+        return
+    until, before = time.monotonic() + ROOM_S, _CUDA.mem_get_info()[0]
+    time.sleep(NOTICE_S)
+    while time.monotonic() < until:
+        free = _CUDA.mem_get_info()[0]
+        if free <= before and not is_scarce():
+            return
+        before = free
+        time.sleep(NOTICE_S / 4)

@@ -5,8 +5,9 @@ Commands: `open` {device}; `reserve` {bytes} -> {token}; `load` {kernels} with c
 offsets, tf32}: where each set's buffers lie in the arena (-1: not there); `run` {part, set, traffic} one call; `choose`
 {set, repeats} freezes autotuning; `export` {set, part, places} copies outputs that are not in the arena into it;
 `graphs` {sets} captures; `time_block` {ms, cold} -> {times_us} of one call each; `wall_clock` {ms} -> {events_us,
-wall_us} of a call over one run of replays; `replayed` -> {sets}: those since it was last asked; `count` {set,
-counters, limit, cold} -> {samples, launches, passes, unknown}: hardware counters of each launch of the steady call.
+wall_us} of a call over one run of replays; `replayed` {anew} -> {sets}: those since it was last asked, with `anew` each
+once more first, renewed as before a sample; `count` {set, counters, limit, cold} -> {samples, launches, passes,
+unknown}: hardware counters of each launch of the steady call; `forget`: free what the last plan made.
 """
 
 from __future__ import annotations
@@ -64,14 +65,20 @@ def _reserve(state: State, message: Json) -> Json:
     if state.arena is not None:
         state.arena.close()
         state.arena = None
-        if state.device != "cpu":
-            torch.cuda.empty_cache()
     state.arena = arena.create(state.device, message["bytes"])
     return {"token": state.arena.token}
 
 
-def _forget(state: State) -> None:
-    state.session = state.timer = None
+def _forget(state: State, _: Json = None) -> Json:
+    """Free what the last plan made, on the device too: what another candidate's host operations wrote is not to be read
+    from freed memory."""
+    state.timer = None
+    if state.session is not None:
+        state.session.end()
+        state.session = None
+    if state.device != "cpu":
+        torch.cuda.empty_cache()
+    return {}
 
 
 def _load(state: State, message: Json) -> Json:
@@ -86,9 +93,6 @@ def _plan(state: State, message: Json) -> Json:
     if state.arena is None:
         raise EngineError("a plan before an arena")
     _forget(state)
-    if state.device != "cpu":
-        # What another candidate's host operations made is not to be read from freed memory.
-        torch.cuda.empty_cache()
     # For host operations; kernels say for themselves what they do.
     torch.backends.cuda.matmul.allow_tf32 = message["tf32"]
     torch.backends.cudnn.allow_tf32 = message["tf32"]
@@ -169,6 +173,8 @@ def _time_block(state: State, message: Json) -> Json:
 def _replayed(state: State, message: Json) -> Json:
     if state.timer is None:
         raise EngineError("replayed before graphs")
+    if message["anew"]:
+        state.timer.anew()
     return {"sets": state.timer.replayed()}
 
 
@@ -205,6 +211,7 @@ HANDLERS: Mapping[str, Callable[[State, Any], Json]] = {
     "wall_clock": _wall_clock,
     "replayed": _replayed,
     "count": _count,
+    "forget": _forget,
 }
 
 

@@ -16,6 +16,7 @@ from engine.errors import EngineError, MissingError
 from engine.judging import arena
 from engine.judging.children import Child, ChildEnded, ChildTimeout, ForkServerClient, new_scratch
 from engine.judging.device_memory import fits, is_scarce, stays
+from engine.judging.driver import DriverError
 from engine.judging.gpu_state import is_short, lease
 from engine.judging.messages import is_memory
 from engine.judging.sandbox import Confinement
@@ -102,7 +103,13 @@ class Executor:
             if is_memory(fault) and fits(size):
                 raise NoRoom(fault.kind, str(fault)) from fault
             raise
-        self._arena = arena.attach(self.seat.device, size, token)
+        try:
+            self._arena = arena.attach(self.seat.device, size, token)
+        except DriverError as error:
+            self.broken = True
+            if is_memory(error):
+                raise NoRoom(type(error).__name__, str(error)) from error
+            raise
         return self._arena.bytes
 
     @property
@@ -113,13 +120,13 @@ class Executor:
         return self._arena.token, self._arena.bytes.numel()
 
     @property
-    def may_stay_large(self) -> bool:
-        """Whether its arena leaves others enough of the device while it stands by."""
-        return self._arena is None or stays(self._arena.bytes.numel())
+    def arena_bytes(self) -> int:
+        return 0 if self._arena is None else self._arena.bytes.numel()
 
     def slim(self) -> None:
-        """Give a large arena back to the device."""
-        if self._arena is not None and self._arena.bytes.numel() > KEPT_ARENA_BYTES:
+        """Give a large arena back to the device, and what the last plan's operations made."""
+        self.ask({"op": "forget"}, OPEN_S)
+        if self.arena_bytes > KEPT_ARENA_BYTES:
             self._leave_arena()
             self.memory(LEAST_ARENA_BYTES, OPEN_S)
 
@@ -173,6 +180,7 @@ class ExecutorPool:
         with self._lock:
             if self._closed:
                 raise EngineError("an executor was asked of a closed pool: the judge is ending")
+            self._drop_failed()
             future = self._waiting.popleft() if self._waiting else self._workers.submit(self._start)
         executor = future.result()
         self.warm()
@@ -182,7 +190,7 @@ class ExecutorPool:
         """`intact`: no overwritten guard. With that and without a fault it serves again, RECYCLE times at most."""
         executor.uses += 1
         intact = intact and not executor.broken
-        if intact and (not executor.may_stay_large or is_scarce() or is_short(self._device_lock)):
+        if intact and (not self._may_stay_large(executor) or is_scarce() or is_short(self._device_lock)):
             intact = _slimmed(executor)
         if intact and executor.uses < RECYCLE and self._wait(executor):
             return
@@ -193,11 +201,22 @@ class ExecutorPool:
     def make_room(self) -> None:
         """Those that stand by keep no large arena."""
         with self._lock:
-            idle = [future for future in self._waiting if future.done() and future.exception() is None]
+            self._drop_failed()
+            idle = [future for future in self._waiting if future.done()]
             self._waiting = deque(future for future in self._waiting if future not in idle)
         for executor in (future.result() for future in idle):
             if not (_slimmed(executor) and self._wait(executor)):
                 executor.end()
+
+    def _drop_failed(self) -> None:
+        """Those that could not start, for want of memory perhaps: now they may."""
+        self._waiting = deque(future for future in self._waiting if not future.done() or future.exception() is None)
+
+    def _may_stay_large(self, executor: Executor) -> bool:
+        """Whether its arena and those of all that stand by leave others enough of the device."""
+        with self._lock:
+            idle = [future.result() for future in self._waiting if future.done() and future.exception() is None]
+        return stays(executor.arena_bytes + sum(other.arena_bytes for other in idle))
 
     def _wait(self, executor: Executor) -> bool:
         """It stands by, unless the pool is closed."""
@@ -215,7 +234,7 @@ class ExecutorPool:
             with lease(self._device_lock, shared=True):
                 executor.end()
 
-        if is_scarce():
+        if is_scarce() or executor.arena_bytes > KEPT_ARENA_BYTES:
             return False
         try:
             executor.leave()

@@ -98,6 +98,11 @@ class GraphTimer:
         seen, self._seen = sorted(self._seen), set()
         return seen
 
+    def anew(self) -> None:
+        """Replay each graph once more, renewed: results are then those of one call each, whatever a run of replays that
+        nothing was renewed between left there."""
+        self._times(len(self._graphs), self._next, cold=True)
+
     @property
     def _copies(self) -> int:
         return len(self._groups[0])

@@ -139,6 +139,8 @@ class ReplayJudge:
             self._give_back(executor, intact=False)
 
     def _give_back(self, executor: Executor, *, intact: bool) -> None:
+        # First: what this process keeps for later does not make memory scarce.
+        self.judge.references.give_back_memory()
         self.pool.give_back(executor, intact=intact and not self._one_shot)
 
     def _executor(self) -> Executor:
@@ -221,4 +223,3 @@ class ReplayJudge:
             intact = True
         finally:
             self._give_back(executor, intact=intact)
-            self.judge.references.give_back_memory()

@@ -149,7 +149,7 @@ class Replay:
 
     def run(self, part: str, number: int, timeout_s: float, *, traffic: bool = False) -> float:
         """Run a part of the plan to its end; seconds it took."""
-        _settle(self.memory)
+        settle(self.memory)
         message = {"op": "run", "part": part, "set": number, "traffic": traffic}
         return float(self.executor.ask(message, timeout_s)["wall_s"])
 
@@ -200,7 +200,7 @@ def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def _settle(memory: torch.Tensor) -> None:
+def settle(memory: torch.Tensor) -> None:
     """What this process wrote must be in memory before the other one reads."""
     if memory.device.type == "cuda":
         torch.cuda.synchronize()
@@ -271,7 +271,7 @@ class ReplayedVariant(VariantRun):
         inputs = self._inputs(call)
         self.replay.fill(0, POISON[call.poison])
         self.replay.write_inputs(0, inputs, first=True)
-        _settle(self.replay.memory)
+        settle(self.replay.memory)
         if self.compiled.plan.first is not None:
             self.replay.run("first", 0, self._left())
         answer = self.executor.ask({"op": "choose", "set": 0, "repeats": 5}, self._left())

@@ -86,6 +86,11 @@ class Session:
         self._choice: dict[tuple[str, int], int] = {}
         self._driver = Driver() if device != "cpu" else None
 
+    def end(self) -> None:
+        """Free what its operations made: what is bound refers to the session, so that dropping it frees nothing."""
+        self._bound, self._events = {}, {}
+        self._made, self._kept = [{} for _ in self.offsets], {}
+
     def place(self, buffer: int, memory: torch.Tensor) -> None:
         """Give a buffer memory of its own in place of a part of the arena, in set 0; before anything is run."""
         kept = self.plan.buffers[buffer].life is Life.KEPT
@@ -119,6 +124,9 @@ class Session:
             else:
                 self._bind("steady", index, step, number)()
         self._bound = {key: actions for key, actions in self._bound.items() if key[0] != "steady"}
+        if self.device != "cpu":
+            # What follows the last launch that was timed may still run, and the judge writes there next.
+            torch.cuda.synchronize()
         return chosen
 
     def freeze(self, choices: Sequence[int]) -> None:

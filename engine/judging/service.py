@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 IDLE_S = 0.5
 """So often a judge that waits for work looks whether another one lacks memory."""
 
-UNSPLIT = "max_split_size_mb:256"
+UNSPLIT = "max_split_size_mb:128"
 """Of PyTorch's memory in this process: larger pieces are used whole or not at all."""
 
 SETTLING = 4
@@ -146,6 +146,8 @@ class GpuSide:
         """Times from processes that are started for it, the baselines' among them."""
         from engine.judging.measure import Stopwatch
 
+        # Two of them may hold more of the device's memory than there is.
+        self.stopwatch.forget_baseline()
         # The candidate's own Python was called once, when it was first timed.
         cuda = dataclasses.replace(self.bench.cuda, python_probe=False)
         stopwatch = Stopwatch(dataclasses.replace(self.bench, cuda=cuda))

@@ -14,6 +14,7 @@ from engine.judging import confirm
 from engine.judging.confirm import Confirmer, Device, with_variants
 from engine.judging.judge import Findings, Stop
 from engine.judging.on_device import ReplayJudge
+from engine.judging.references import References
 from engine.records import Measurement, Mode, Operator, Ratio, Reason, ScoreKind, Status, Timing, Verdict
 from tests.support.judge import FACTS, backend, bundled_tasks, case, settings
 
@@ -205,7 +206,8 @@ class StandInPool:
 
 def test_a_confirmation_takes_only_executors_that_served_nobody(tmp_path):
     pool = StandInPool(3, 1, 0, 4)
-    replays = ReplayJudge(None, None, pool, tmp_path / "lock")
+    judge = SimpleNamespace(references=References("cpu"))
+    replays = ReplayJudge(judge, None, pool, tmp_path / "lock")
     with replays.one_shot(), replays.executor() as executor:
         assert executor.uses == 0
     assert pool.given == [(3, False), (1, False), (0, False)]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 import os
 import signal
+import time
+import weakref
 
 import pytest
 import torch
 
 from engine.errors import EngineError, MissingError
+from engine.judging import executor as process
 from engine.judging import executors, sandbox
 from engine.judging.driver import Function
 from engine.judging.executors import ExecutorFault, ExecutorPool, Seat
@@ -376,6 +380,59 @@ def test_an_arena_too_large_to_stand_by_with_is_given_back(monkeypatch):
         again = executors_.take()
         assert (pid_of(again), sizes(again)) == (pid_of(taken), executors.LEAST_ARENA_BYTES)
         executors_.give_back(again, intact=True)
+
+
+def test_arenas_of_all_that_stand_by_leave_others_room(monkeypatch):
+    monkeypatch.setattr(executors, "KEPT_ARENA_BYTES", executors.LEAST_ARENA_BYTES)
+    large = 2 * executors.LEAST_ARENA_BYTES
+    monkeypatch.setattr(executors, "stays", lambda size: size <= large + executors.LEAST_ARENA_BYTES)
+    with pool() as executors_:
+        both = [executors_.take(), executors_.take()]
+        for taken in both:
+            taken.memory(large, TIMEOUT_S)
+        for taken in both:
+            executors_.give_back(taken, intact=True)
+        assert [sizes(taken) for taken in both] == [large, executors.LEAST_ARENA_BYTES]
+
+
+def test_what_failed_to_start_is_given_to_nobody(monkeypatch):
+    """Memory lacked when it started, and a check that is made again alone must not find that failure."""
+    with pool() as executors_:
+        started, failed = executors_._start, []
+
+        def refused():
+            failed.append(True)
+            raise ExecutorFault("ended", "an executor did not start: out of memory")
+
+        monkeypatch.setattr(executors_, "_start", refused)
+        with pytest.raises(ExecutorFault):
+            executors_.take()
+        executors_.warm()
+        while not all(future.done() for future in executors_._waiting):
+            time.sleep(0.01)
+        assert len(failed) > 1
+        monkeypatch.setattr(executors_, "_start", started)
+        executors_.make_room()
+        assert not executors_._waiting
+        executors_.give_back(executors_.take(), intact=True)
+
+
+def test_what_a_plans_operations_made_is_freed_when_it_is_forgotten():
+    described = plan(
+        (buffer(16, INPUT, name="0"), buffer(16, OP)), call([host("neg", ref(0, 4), makes=(1,))], ref(1, 4))
+    )
+    made = Session(described, [], torch.zeros(256, dtype=torch.uint8), [[64, -1]], "cpu")
+    made.run("steady", 0)
+    kept = weakref.ref(made._made[0][1])
+    state = process.State(device="cpu", session=made)
+    del made
+    assert kept() is not None
+    gc.disable()
+    try:
+        process.HANDLERS["forget"](state, {})
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_an_arena_that_cannot_be_unmapped_keeps_no_process_alive(monkeypatch):

@@ -160,7 +160,16 @@ def test_much_unused_memory_is_given_back_even_where_there_is_enough(monkeypatch
     assert memory.emptied == emptied
 
 
-@pytest.mark.parametrize(("free", "waits"), [([60], 0), ([10, 10, 60], 2), ([10], 15)])
+@pytest.mark.parametrize(
+    ("free", "waits"),
+    [
+        pytest.param([60], [1.0], id="nobody has anything to give"),
+        pytest.param([60, 70], [1.0, 0.25], id="more became free in the first second"),
+        pytest.param([30, 30, 30], [1.0], id="enough already, and nobody answers"),
+        pytest.param([10, 10, 60], [1.0, 0.25, 0.25], id="another answers late"),
+        pytest.param([10], [1.0] + 8 * [0.25], id="scarce to the end"),
+    ],
+)
 def test_others_get_a_moment_to_make_room(monkeypatch, free, waits):
     memory, slept = Memory(monkeypatch, free[0]), []
     monkeypatch.setattr(device_memory.time, "monotonic", lambda: sum(slept))
@@ -171,4 +180,4 @@ def test_others_get_a_moment_to_make_room(monkeypatch, free, waits):
 
     monkeypatch.setattr(device_memory.time, "sleep", sleep)
     device_memory.await_room()
-    assert len(slept) == pytest.approx(waits, abs=1 if waits > 10 else 0)
+    assert slept == waits

@@ -409,6 +409,7 @@ class Clocked:
 
     def __init__(self, taken, *, replays=True, first=None):
         self._taken, self._replays, self._sets, self._first, self._seen = taken, replays, [], first, set()
+        self.anew = []
 
     def __getattr__(self, name):
         return getattr(self._taken, name)
@@ -419,6 +420,7 @@ class Clocked:
             self._replay(self._sets, timeout_s)
             return {"call_us": 10.0}
         if message["op"] == "replayed":
+            self.anew.append(message["anew"])
             seen, self._seen = sorted(self._seen), set()
             return {"sets": seen}
         if message["op"] == "time_block":
@@ -503,6 +505,18 @@ def test_what_outlives_a_replay_is_put_back_before_the_next(judge, executor, clo
         assert sorted(map(tuple, spans)) == sorted(
             [kept, (offsets[0][4], offsets[0][4] + size), (offsets[number][3], offsets[number][3] + size)]
         )
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_a_call_adds_to_its_literal_is_not_held_against_it(judge, executor, clock, kept):
+    """Calls in a row that nothing is renewed between add to it again and again: those compared are made once more, and
+    there is no time of calls in a row on one set."""
+    clocked = Clocked(executor)
+    run = opened(judge, clocked, plan((*BUFFERS, literal([0.0], kept=kept)), HONEST.steady))
+    run.ask({"op": "time_block", "ms": 1.0}, 5.0)
+    run.check()
+    assert clocked.anew == [False, not kept]
+    assert run.cold_matters == kept
 
 
 def test_nothing_is_left_of_the_candidate_before(judge, executor):
