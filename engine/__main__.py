@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from engine.canonical import Json, canonical, digest, short
 from engine.codec import decode, did_you_mean, encode
 from engine.command import reader_left
-from engine.errors import ConfigError, EngineError, Fault
+from engine.errors import ConfigError, EngineError, Fault, in_a_line
 from engine.project import conf_dir, project_root
 from engine.settings import JobEnd, Settings, SweepJob
 from engine.sweeping import awaited_jobs, close_sweep, shared_compositions
@@ -113,7 +113,7 @@ def job(config: DictConfig) -> JobEnd:
 
         ended = run_job(settings, encode(settings), _sweep_job(settings), leave_ingest=gathered)
     except EngineError as error:
-        ended = JobEnd(int(number), _refuse(error, debug=debug), None, None, str(error).splitlines()[0])
+        ended = JobEnd(int(number), _refuse(error, debug=debug), None, None, in_a_line(error))
     finally:
         if folder is not None and gathered:
             # The command may have been interrupted before the last of the jobs that a cluster runs.
@@ -184,7 +184,7 @@ def _plain(config: DictConfig) -> tuple[Json, list[Fault]]:
     try:
         tree: Json = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        faults.append(Fault(str(error.full_key), _in_a_line(error)))
+        faults.append(Fault(str(error.full_key), _hydra_line(error)))
         tree = OmegaConf.to_container(config, resolve=False)
     faults += [Fault(path, "missing; it has no default") for path, value in _leaves(tree, "") if value == "???"]
     return tree, faults
@@ -391,10 +391,10 @@ def _compact(error: BaseException) -> str:
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
         known = [str(name) for name in cause.parent_node]
         return f"unknown key{did_you_mean(str(cause.key), known)}"
-    return _in_a_line(error)
+    return _hydra_line(error)
 
 
-def _in_a_line(error: BaseException) -> str:
+def _hydra_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(("full_key:", "object_type="))]
     return "; ".join(said[:4]) or type(error).__name__

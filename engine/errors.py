@@ -55,6 +55,15 @@ class ConfigError(EngineError):
         self.faults = tuple(faults)
 
 
+def in_a_line(error: BaseException) -> str:
+    """What an error says in a table or a list: its first line, of a configuration the first fault. '' where nothing."""
+    said = str(error)
+    if isinstance(error, ConfigError) and error.faults:
+        others = len(error.faults) - 1
+        said = f"{error.faults[0]}".partition("\n")[0] + (f", and {others} more" if others else "")
+    return said.partition("\n")[0]
+
+
 class MissingError(EngineError):
     """Something this run needs is not there; `python -m engine.doctor` explains."""
 

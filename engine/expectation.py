@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,7 +57,8 @@ def foretell(settings: Settings, tasks: Sequence[Forecast], history: History, ow
     if not left:
         return Foretold(tuple(told), Expected(FREE, FREE, 0, done=True), own)
     limits, spent = settings.search.budget.of_run, Cost(own.calls, own.tokens, own.usd or 0.0, 0.0)
-    most, names = _within(_sum(known.most for known in left), limits, _dearest(history.roles, history), spent)
+    bounds = [bound for task, known in told if not known.done for bound in _bounds(settings, task)]
+    most, names = _within(_sum(known.most for known in left), limits, _ones(bounds, history), spent)
     capped = {name for known in left for name in known.capped} | {f"search.budget.{name}" for name in names}
     least = _smaller(_sum(known.least for known in left), most)
     whole = Expected(least, most, min(known.n for known in left), tuple(sorted(capped)))
@@ -68,21 +70,35 @@ def expected(settings: Settings, task: Forecast, history: History) -> Expected:
     stages. The least is the cheaper of the shortest way through the plan and of seeds none of which is correct."""
     stages = settings.categories[task.category].stages
     seeds, strategy = settings.search.seeds, settings.search.strategy
-    bounds = [roles_bound(settings, seeds=True, stage=None)]
-    bounds += [roles_bound(settings, seeds=False, stage=stages[stage.name]) for stage in task.stages if stage.calls]
+    bounds = _bounds(settings, task)
     drafts = sum(stages[stage.name].budget.candidates for stage in task.stages if stage.least)
     solved = {"seed": seeds, "optimise": drafts, "strategy": drafts if strategy else 0}
     unsolved = {"seed": seeds, "repair": seeds * settings.search.seed_repairs}
-    roles = {role for bound in bounds for role, n in bound.items() if n}
-    one = _dearest(roles, history)
+    ones = _ones(bounds, history)
     budget = settings.search.budget
-    cut = [_within(_cost(bound, history), budget.stage, one, FREE) for bound in bounds]
-    most, names = _within(_sum(bound for bound, _ in cut), budget.task, one, FREE)
+    cut = [_within(_cost(bound, history), budget.stage, _ones([bound], history), FREE) for bound in bounds]
+    most, names = _within(_sum(bound for bound, _ in cut), budget.task, ones, FREE)
     capped = {f"search.budget.stage.{name}" for _, short in cut for name in short}
     capped |= {f"search.budget.task.{name}" for name in names}
     least = _smaller(_smaller(_cost(solved, history), _cost(unsolved, history)), most)
-    n = min((history.roles[role].n for role in roles), default=0) if most.tokens is not None else 0
+    n = min((history.roles[role].n for role in _roles(bounds)), default=0) if most.tokens is not None else 0
     return Expected(least, most, n, tuple(sorted(capped)))
+
+
+def _bounds(settings: Settings, task: Forecast) -> list[Mapping[str, int]]:
+    """The most calls by role, of the seeds and of each stage that may run."""
+    stages = settings.categories[task.category].stages
+    seeds = roles_bound(settings, seeds=True, stage=None)
+    return [seeds, *(roles_bound(settings, seeds=False, stage=stages[one.name]) for one in task.stages if one.calls)]
+
+
+def _roles(bounds: Iterable[Mapping[str, int]]) -> set[str]:
+    return {role for bound in bounds for role, n in bound.items() if n}
+
+
+def _ones(bounds: Iterable[Mapping[str, int]], history: History) -> list[Cost]:
+    """One call of each role."""
+    return [_times(history.roles.get(role), 1) for role in sorted(_roles(bounds))]
 
 
 def _cost(roles: Mapping[str, int], history: History) -> Cost:
@@ -107,18 +123,6 @@ def _total(values: Iterable[float | None]) -> float | None:
     return sum(known) if len(known) == len(found) else None
 
 
-def _dearest(roles: Iterable[str], history: History) -> Cost:
-    """The most that one call of any of these roles takes."""
-    ones = [_times(history.roles.get(role), 1) for role in roles]
-    tokens, usd = _largest([one.tokens for one in ones]), _largest([one.usd for one in ones])
-    return Cost(1, tokens, usd, _largest([one.seconds for one in ones]))
-
-
-def _largest(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return max(known) if known and len(known) == len(values) else None
-
-
 def _smaller(a: Cost, b: Cost) -> Cost:
     """Each of the two's; None where either is not known."""
     pairs = ((a.tokens, b.tokens), (a.usd, b.usd), (a.seconds, b.seconds))
@@ -126,30 +130,35 @@ def _smaller(a: Cost, b: Cost) -> Cost:
     return Cost(min(a.calls, b.calls), tokens, usd, seconds)
 
 
-def _within(most: Cost, limits: Limits, one: Cost, spent: Cost) -> tuple[Cost, list[str]]:
-    """At most what `limits` leave after `spent`, and which of them cut it. `one`: the most of one call, for a limit on
-    calls limits the rest."""
-    calls = _left(limits.calls, spent.calls)
-    asked = most.calls if calls is None else min(most.calls, int(calls))
-    tokens, usd = _left(limits.tokens, spent.tokens), _left(limits.usd, spent.usd)
-    names = ["calls"] if asked < most.calls else []
-    names += ["tokens"] if tokens is not None and most.tokens is not None and tokens < most.tokens else []
-    names += ["usd"] if usd is not None and most.usd is not None and usd < most.usd else []
-    made = Cost(
-        asked,
-        _capped(_capped(most.tokens, tokens), None if one.tokens is None else one.tokens * asked),
-        _capped(_capped(most.usd, usd), None if one.usd is None else one.usd * asked),
-        _capped(most.seconds, None if one.seconds is None else one.seconds * asked),
-    )
-    return made, names
+def _within(most: Cost, limits: Limits, ones: Sequence[Cost], spent: Cost) -> tuple[Cost, list[str]]:
+    """At most what `limits` leave after `spent`, and which of them cut it. `ones`: one call of each role; what is left
+    of one quantity allows of another at most what the role gives that has most of it for the first."""
+    left = {name: _left(getattr(limits, name), getattr(spent, name)) for name in ("calls", "tokens", "usd")}
+    cut: dict[str, float] = {}
+    for name, room in left.items():
+        asked = getattr(most, name)
+        if room is not None and asked is not None and room < asked:
+            cut[name] = room
+
+    def at_most(what: str) -> float | None:
+        rooms = [room if name == what else _worth(room, name, what, ones) for name, room in cut.items()]
+        value: float | None = getattr(most, what)
+        return None if value is None else min([value, *(room for room in rooms if room is not None)])
+
+    # The last call may begin below a limit and end above it.
+    calls = math.ceil(round(at_most("calls") or 0.0, 6))
+    return Cost(calls, at_most("tokens"), at_most("usd"), at_most("seconds")), list(cut)
+
+
+def _worth(room: float, name: str, what: str, ones: Sequence[Cost]) -> float | None:
+    """The most of `what` for so much of `name`; None where a role takes nothing of that, or nobody knows."""
+    pairs = [(getattr(one, what), getattr(one, name)) for one in ones]
+    known = [many / each for many, each in pairs if many is not None and each]
+    return room * max(known) if known and len(known) == len(pairs) else None
 
 
 def _left(limit: float | None, spent: float | None) -> float | None:
     return None if limit is None else max(0.0, limit - (spent or 0.0))
-
-
-def _capped(value: float | None, limit: float | None) -> float | None:
-    return value if value is None or limit is None else min(value, limit)
 
 
 def as_foretold(told: Foretold, history: History) -> Json:

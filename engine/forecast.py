@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from engine.classify import classify
@@ -10,9 +10,9 @@ from engine.kernel import fact_operands
 from engine.llm.quote import prompt_tokens
 from engine.prompts import PromptContext, Prompts
 from engine.records import Device, Facts, Message, Operator
-from engine.rules import Evaluation, apply, parse
+from engine.rules import Evaluation, apply, audited, parse
 from engine.settings import Rule, Settings, Stage
-from engine.vocabulary import operands
+from engine.vocabulary import OperandKind, operands
 
 PARENT = "# The best kernel so far stands here. What it is, its scores and its metrics are known only in the run."
 
@@ -38,7 +38,7 @@ class Prompt:
 @dataclass(frozen=True, slots=True)
 class StageForecast:
     """`least`, `calls`: of model calls; `least` is 0 where a rule may leave the stage out. `skipped`: the reason where
-    task facts alone already skip it."""
+    task facts alone already skip it; `calls` is then 0, but for an audit."""
 
     name: str
     least: int
@@ -92,8 +92,8 @@ def roles_bound(settings: Settings, *, seeds: bool, stage: Stage | None) -> Mapp
 
 
 def forecast(settings: Settings, operator: Operator, prompts: Prompts | None = None) -> Forecast:
-    """The stage plan of one operator with the bounds on calls of each stage, 0 where facts alone skip it; with the
-    prompts of first drafts where templates are given."""
+    """The stage plan of one operator with the bounds on calls of each stage, 0 where facts alone skip it and no audit
+    runs it all the same; with the prompts of first drafts where templates are given."""
     named = settings.category
     name = classify(operator.facts, settings.categories).category if named == "auto" else named
     stages = []
@@ -101,12 +101,14 @@ def forecast(settings: Settings, operator: Operator, prompts: Prompts | None = N
     for stage_name, stage in settings.categories[name].stages.items():
         skips = _by_facts(settings, operator.facts, stage.skip_when)
         why = next((said.why for said in skips if said.outcome == "true"), None)
-        most = 0 if why else calls_bound(settings, seeds=False, stage=stage)
-        sure = not ended and all(said.outcome == "false" for said in skips)
+        drawn = _drawn(settings, operator.task.task_id, stage_name, skips) if why else [True]
+        most = calls_bound(settings, seeds=False, stage=stage) if any(drawn) else 0
+        runs = all(drawn) if why else all(said.outcome == "false" for said in skips)
+        sure = runs and not ended
         least = stage.budget.candidates * (2 if settings.search.strategy else 1) if sure else 0
         exits = () if why else _by_facts(settings, operator.facts, stage.exit_when)
         ended = ended or any(said.outcome != "false" for said in exits)
-        shown = () if why or prompts is None else _stage_prompts(settings, operator, name, stage_name, stage, prompts)
+        shown = _stage_prompts(settings, operator, name, stage_name, stage, prompts) if most and prompts else ()
         stages.append(StageForecast(stage_name, least, most, why, shown))
     seeds = calls_bound(settings, seeds=True, stage=None)
     shown = () if prompts is None else _seed_prompts(settings, operator, name, prompts)
@@ -169,6 +171,16 @@ def _context(
         samples=1,
         trace=None,
     )
+
+
+def _drawn(settings: Settings, task_id: str, stage: str, skips: Sequence[Evaluation]) -> list[bool]:
+    """For each rule that may be the one to skip the stage, which facts skip for sure, whether the audit runs it then. A
+    rule that reads scores may be the first to fire; those that read metrics are not looked at any more."""
+    known = operands(settings.metrics, settings.thresholds)
+    sure = next(number for number, said in enumerate(skips) if said.outcome == "true")
+    may = [said for said in skips[: sure + 1] if said.outcome != "false"]
+    first = [said for said in may if not any(known[name] is OperandKind.METRIC for name in said.operands)]
+    return [audited(settings, task_id, stage, said.rule) for said in first]
 
 
 def _by_facts(settings: Settings, facts: Facts, rules: Mapping[str, Rule]) -> list[Evaluation]:

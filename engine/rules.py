@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from engine.canonical import digest
 from engine.codec import did_you_mean
 from engine.errors import EngineError
-from engine.settings import Rule
+from engine.settings import Rule, Settings
 from engine.vocabulary import TEXT_FACTS, OperandKind
 
 Value = bool | int | float | str
@@ -351,6 +352,16 @@ def apply(name: str, kind: str, rule: Rule, expression: Expression, operands: Ma
         missing=missing,
         failed=unknown and rule.on_missing == "fail",
     )
+
+
+def audited(settings: Settings, task_id: str, stage: str, rule: str) -> bool:
+    """Whether a stage that this rule leaves out runs all the same, as an audit: a draw by name, the same for every run.
+    Never under replay, for which nobody has recorded it."""
+    audit = settings.search.audit
+    if settings.llm.provider == "replay" or audit.share <= 0:
+        return False
+    mark = digest([task_id, stage, rule, audit.seed])
+    return int(mark[:13], 16) / float(16**13) < audit.share
 
 
 def quote(text: str) -> str:

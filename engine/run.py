@@ -24,7 +24,16 @@ from engine.classify import Classification, classify
 from engine.codec import decode, encode
 from engine.decode import remembered_identity, run_identity
 from engine.draft import Drafter, TaskState
-from engine.errors import AwaitingReply, BudgetSpent, EngineError, LlmRefused, MissingError, StoreError, StoreFull
+from engine.errors import (
+    AwaitingReply,
+    BudgetSpent,
+    EngineError,
+    LlmRefused,
+    MissingError,
+    StoreError,
+    StoreFull,
+    in_a_line,
+)
 from engine.folder import RunFolder
 from engine.forecast import Forecast, forecast
 from engine.journal import Journal, read_events
@@ -85,8 +94,7 @@ def execute(
 def _note_failed_job(results: Path, run_id: str, sweep: SweepJob, error: Exception) -> None:
     # Where another process writes the run, or nothing can be written, the error itself must still be shown.
     with contextlib.suppress(StoreError), contextlib.closing(_journal(results, run_id, sweep)) as journal:
-        message = str(error).splitlines()[0] if str(error) else ""
-        journal.write("job_failed", error=type(error).__name__, message=message, durable=True)
+        journal.write("job_failed", error=type(error).__name__, message=in_a_line(error), durable=True)
 
 
 def _journal(results: Path, run_id: str, sweep: SweepJob | None, listeners: tuple[Listener, ...] = ()) -> Journal:

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from engine.canonical import digest
 from engine.draft import Drafter, Plan, TaskState, note_rule
 from engine.errors import AwaitingReply, BudgetSpent
 from engine.folder import RunFolder
 from engine.kernel import Kernel, comparable, refusal, trace_metrics, verifies
 from engine.prompts import Attempt, MetricRow, metric_row
 from engine.records import MetricValue
-from engine.rules import Evaluation, Value, apply
+from engine.rules import Evaluation, Value, apply, audited
 from engine.settings import Rule, Stage
 from engine.vocabulary import OperandKind, operands, trusted
 
@@ -63,7 +62,8 @@ class StageRunner:
         if end is None and parent is not None:
             metrics, rows = self.profile(state, name, stage, parent)
             end = self._skip(state, name, stage, metrics, with_metrics=True)
-        audit = end is not None and self._audited(state, name, end)
+        skip = None if end is None else end.rule
+        audit = skip is not None and audited(self.settings, state.task_id, name, skip)
         journal.write(
             "stage_started",
             task_id=state.task_id,
@@ -155,13 +155,6 @@ class StageRunner:
             if obeyed and first is None:
                 first = evaluation
         return first
-
-    def _audited(self, state: TaskState, name: str, end: StageEnd) -> bool:
-        audit = self.settings.search.audit
-        if self.paid.free_replies or audit.share <= 0:
-            return False
-        mark = digest([state.task_id, name, end.rule, audit.seed])
-        return int(mark[:13], 16) / float(16**13) < audit.share
 
     def profile(
         self, state: TaskState, name: str, stage: Stage, parent: Kernel

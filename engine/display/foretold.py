@@ -53,9 +53,10 @@ def _capped(known: Expected) -> str:
 
 
 def _stage(stage: StageForecast) -> str:
-    if stage.skipped:
+    if stage.skipped and not stage.calls:
         return f"skipped: {stage.skipped}"
-    return f"{_span(stage.least, stage.calls)} calls; {_sizes(stage.prompts)}"
+    audit = f"an audit, for a rule skips it ({stage.skipped}): " if stage.skipped else ""
+    return f"{audit}{_span(stage.least, stage.calls)} calls; {_sizes(stage.prompts)}"
 
 
 def _sizes(prompts: Sequence[Prompt]) -> str:

@@ -113,7 +113,8 @@ def _stage(stage: StageRow, name_width: int, candidates_width: int, *, ended: bo
     parts = [f"  {stage.name.ljust(name_width)}  {outcome.ljust(9)}"]
     if stage.candidates:
         parts.append(_candidates(stage).ljust(candidates_width))
-    if stage.gain is not None:
+    # What an audit finds never becomes the best: its stage gains nothing, whatever it found.
+    if stage.gain is not None and stage.outcome != "audited":
         parts.append(f"gain {times(stage.gain)}")
     head = "  ".join(parts)
     why = ": ".join(part for part in (stage.rule, stage.why) if part)

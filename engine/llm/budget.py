@@ -103,10 +103,10 @@ class Budget:
         usd = most.cost_usd if most and most.cost_usd is not None else 0.0
         for account in self._open:
             limits = account.limits
-            _check(account, "calls", account.calls, limits.calls, "{}", 0)
-            _check(account, "tokens", account.tokens, limits.tokens, "{}", tokens)
-            _check(account, "usd", account.usd, limits.usd, "{:.4f} USD", usd)
-            _check(account, "wall_s", self.clock() - account.started, limits.wall_s, "{:.1f} s", 0)
+            _check(account, "calls", account.calls, limits.calls, str, 0)
+            _check(account, "tokens", account.tokens, limits.tokens, str, tokens)
+            _check(account, "usd", account.usd, limits.usd, "{:.4f} USD".format, usd)
+            _check(account, "wall_s", self.clock() - account.started, limits.wall_s, _seconds, 0)
             if limits.usd is not None and account.unpriced:
                 message = (
                     f"{_setting(account)}.usd: {account.unpriced} replies{account.where} have no known price, so a "
@@ -117,21 +117,32 @@ class Budget:
     def check_gpu(self) -> None:
         """Before a judge step; BudgetSpent as `check`."""
         for account in self._open:
-            _check(account, "gpu_s", account.gpu_s, account.limits.gpu_s, "{:.1f} s", 0, JUDGE_STEPS)
-            _check(account, "wall_s", self.clock() - account.started, account.limits.wall_s, "{:.1f} s", 0)
+            _check(account, "gpu_s", account.gpu_s, account.limits.gpu_s, _seconds, 0, JUDGE_STEPS)
+            _check(account, "wall_s", self.clock() - account.started, account.limits.wall_s, _seconds, 0)
 
 
 def _setting(account: Account) -> str:
     return "search.budget" if account.level == "run" else f"search.budget.{account.level}"
 
 
+def _seconds(value: float) -> str:
+    """A tenth of a second is enough, but for what is less than one."""
+    return f"{value:.1f} s" if value >= 1 else f"{value:.3g} s"
+
+
 def _check(
-    account: Account, limit: str, spent: float, allowed: float | None, form: str, most: float, on: str = ""
+    account: Account,
+    limit: str,
+    spent: float,
+    allowed: float | None,
+    form: Callable[[float], str],
+    most: float,
+    on: str = "",
 ) -> None:
     if allowed is None or (spent < allowed and spent + most <= allowed):
         return
-    told = f"{form.format(spent)} spent of {form.format(allowed)} allowed{on}{account.where}"
+    told = f"{form(spent)} spent of {form(allowed)} allowed{on}{account.where}"
     message = f"{_setting(account)}.{limit}: {told}"
     if spent < allowed:
-        message += f", and the next call can take {form.format(most)}"
+        message += f", and the next call can take {form(most)}"
     raise BudgetSpent(message, limit=limit, level=account.level)

@@ -359,6 +359,9 @@ def test_an_audited_skip_runs_and_never_promotes(go):
     events, _, _ = go(replies, "search.audit.share=1.0")
     ended = of(events, "stage_ended", stage="fuse_normalization")[0]
     assert ended["outcome"] == "audited"
+    told = {stage.name: stage for stage in engine.run.foresee(compose(*go.base, "search.audit.share=1.0")[0])[0].stages}
+    asked = of(events, "llm_call", stage="fuse_normalization")
+    assert told["fuse_normalization"].least <= len(asked) <= told["fuse_normalization"].calls
     assert of(events, "candidate", stage="fuse_normalization")[0]["audit"] is True
     assert of(events, "task_ended")[0]["speedup"] == pytest.approx(2.5)
 

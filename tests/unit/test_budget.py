@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
 import pytest
 
@@ -135,6 +136,22 @@ def test_judge_seconds_forbid_judge_steps_and_no_calls():
     budget.spend_gpu(0.2)
     budget.check()
     with pytest.raises(BudgetSpent, match=r"gpu_s: 10\.1 s spent of 10\.0 s allowed for judge steps \(wall clock\)$"):
+        budget.check_gpu()
+
+
+@pytest.mark.parametrize(
+    ("allowed", "spent", "told"),
+    [
+        (0.05, 0.0512, "0.0512 s spent of 0.05 s allowed"),
+        (0.5, 0.9996, "1 s spent of 0.5 s allowed"),
+        (0.5, 1.26, "1.3 s spent of 0.5 s allowed"),
+        (3600.0, 3725.04, "3725.0 s spent of 3600.0 s allowed"),
+    ],
+)
+def test_seconds_are_told_so_that_the_limit_can_be_seen(allowed, spent, told):
+    budget = Budget(limits(gpu_s=allowed))
+    budget.spend_gpu(spent)
+    with pytest.raises(BudgetSpent, match=re.escape(told)):
         budget.check_gpu()
 
 

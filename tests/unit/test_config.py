@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from engine.__main__ import compose as compose_config
 from engine.__main__ import decode_config, diagnose
-from engine.errors import ConfigError
+from engine.errors import ConfigError, Fault, MissingError, in_a_line
 from tests.support.compose import compose
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -329,6 +329,25 @@ def test_broken_command_lines(overrides, fragment):
 
 def test_there_are_enough_broken_configurations():
     assert len(BROKEN) >= 30
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ConfigError([Fault("task.names", "no task 'x'")]), "task.names: no task 'x'"),
+        (
+            ConfigError([Fault("a", "one", "f.yaml"), Fault("b", "two"), Fault("c", "three")]),
+            "a: one (f.yaml), and 2 more",
+        ),
+        (ConfigError([Fault("a", "one\ntwo"), Fault("b", "three")]), "a: one, and 1 more"),
+        (MissingError("no key\nin sight", hint="set it"), "no key"),
+        (ConfigError([]), "0 faults in the configuration:"),
+        (KeyboardInterrupt(), ""),
+    ],
+    ids=["a_fault", "the_first_of_three", "its_first_line", "another_error", "no_fault", "nothing_said"],
+)
+def test_an_error_in_a_line(error, line):
+    assert in_a_line(error) == line
 
 
 def test_all_faults_of_a_command_line_at_once():

@@ -11,6 +11,7 @@ from engine.display.none import NoDisplay
 from engine.display.plain import PlainDisplay
 from engine.errors import ConfigError
 from engine.report import rows
+from engine.report.page import run_page
 from tests.support.sample_journal import RUN, Writer, draft, promote, sample_events, start
 
 
@@ -214,6 +215,21 @@ def test_a_measured_time_below_the_floor_is_marked(headroom, kind, cell):
     line = end_table([row]).splitlines()[2]
     assert f"  {cell}  " in line
     assert ("below floor" in line) == ("below floor" in cell)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "gain", "shown"),
+    [("done", 1.0, True), ("exited", 4.0, True), ("audited", 1.0, False), ("done", None, False)],
+)
+def test_an_audited_stage_has_no_gain(tmp_path, outcome, gain, shown):
+    events = sample_events()
+    for event in events:
+        if event["kind"] == "stage_ended" and event["stage"] == "tile":
+            event |= {"outcome": outcome, "stage_gain": gain}
+    (tile,) = [line for line in end_table(rows(events)).splitlines() if line.startswith("  tile")]
+    assert ("gain" in tile) == shown
+    assert f"  {outcome} " in tile
+    assert ("1 of 1 candidate correct, gain" in run_page(tmp_path, events)) == shown
 
 
 def waiting_in_seeds(write: Writer) -> None:

@@ -12,7 +12,8 @@ from engine.expectation import as_foretold, expected, foretell
 from engine.forecast import forecast
 from engine.history import History, Own, Taken, read_history, read_own
 from engine.records import Contract, Operator, Task
-from engine.settings import Rule
+from engine.rules import audited
+from engine.settings import AuditSettings, Rule
 from tests.flow.test_fresh import composed
 from tests.flow.test_runner import FACTS
 
@@ -128,6 +129,73 @@ def test_the_least_calls_are_those_of_the_shortest_way(plan, least):
     assert found.least == least <= found.calls
 
 
+SKIP, ALSO = "norm_ops == 0", "conv_ops == 1"
+
+
+@pytest.mark.parametrize(
+    ("skips", "drawn", "more", "calls"),
+    [
+        ((SKIP,), "", {}, (0, 0)),
+        ((SKIP,), "0", {}, (2, 4)),
+        ((SKIP,), "0", {"strategy": True}, (4, 6)),
+        ((SKIP, ALSO), "1", {}, (0, 0)),
+        ((NEVER, SKIP), "0", {}, (0, 0)),
+        ((NEVER, SKIP), "1", {}, (2, 4)),
+        ((MAYBE, SKIP), "1", {}, (0, 4)),
+        ((MAYBE, SKIP), "0", {}, (0, 4)),
+        ((MAYBE, SKIP), "01", {}, (2, 4)),
+        (("dram_pct > 1", SKIP), "0", {}, (0, 0)),
+        (("dram_pct > 1", SKIP), "1", {}, (2, 4)),
+        ((SKIP,), "0", {"rules": "observe"}, (2, 4)),
+    ],
+    ids=[
+        "not_drawn",
+        "drawn",
+        "with_strategy",
+        "by_the_first_rule",
+        "not_by_a_false_one",
+        "by_the_true_one",
+        "or_a_score_skips_it_first",
+        "a_score_may_audit_it",
+        "both_audit_it",
+        "metrics_come_later",
+        "metrics_come_later_drawn",
+        "observed",
+    ],
+)
+def test_a_stage_that_facts_skip_may_be_audited(monkeypatch, skips, drawn, more, calls):
+    """`drawn`: the names of the rules whose skips the draw makes an audit."""
+    monkeypatch.setattr("engine.forecast.audited", lambda settings, task_id, stage, rule: rule in drawn)
+    stage = foretold(planned(skips=skips, **more)).stages[0]
+    assert (stage.least, stage.calls) == calls
+    text = forecast_text(foretell(planned(), [foretold(planned(skips=skips, **more))], PAST, FRESH), PAST, None)
+    skipped, audit = f"{STAGES[0]}: skipped: why" in text, f"{STAGES[0]}: an audit, for a rule skips it (why)" in text
+    assert (skipped, audit) == ((False, False) if "rules" in more else (calls[1] == 0, calls[1] > 0))
+
+
+@pytest.mark.parametrize(
+    ("share", "provider", "drawn"), [(0.0, "litellm", 0), (1.0, "litellm", 300), (1.0, "replay", 0)]
+)
+def test_the_audits_share_of_skips_is_drawn(share, provider, drawn):
+    settings = replace(
+        SETTINGS,
+        search=replace(SETTINGS.search, audit=replace(SETTINGS.search.audit, share=share)),
+        llm=replace(SETTINGS.llm, provider=provider),
+    )
+    assert sum(audited(settings, f"task{n}", "tile", "rule") for n in range(300)) == drawn
+
+
+def test_a_fifth_of_the_skips_is_drawn_by_task_stage_rule_and_seed():
+    def marks(*place, seed=0):
+        settings = replace(SETTINGS, search=replace(SETTINGS.search, audit=AuditSettings(0.2, seed)))
+        return [audited(settings, f"task{n}", *place) for n in range(1000)]
+
+    assert 150 < sum(marks("tile", "rule")) < 250
+    assert marks("tile", "rule") == marks("tile", "rule")
+    others = [marks("fuse", "rule"), marks("tile", "other"), marks("tile", "rule", seed=1)]
+    assert all(other != marks("tile", "rule") for other in others)
+
+
 def test_the_least_cost_is_that_of_the_cheaper_shortest_way():
     settings = planned(repairs=1)
     task = foretold(settings)
@@ -164,13 +232,17 @@ def limited(**limits):
     ("limits", "most", "capped"),
     [
         ({}, (4 + 4 * len(STAGES), 30 + 50 * len(STAGES), 0.4 + 0.6 * len(STAGES)), ()),
-        ({"usd": 0.5}, (4 + 4 * len(STAGES), 30 + 50 * len(STAGES), 0.5), ("search.budget.usd",)),
+        ({"usd": 0.5}, (5, 50, 0.5), ("search.budget.usd",)),
+        ({"usd": 0.0}, (0, 0, 0.0), ("search.budget.usd",)),
+        ({"usd": 0.25}, (3, 25, 0.25), ("search.budget.usd",)),
         ({"calls": 3}, (3, 60, 0.6), ("search.budget.calls",)),
-        ({"tokens": 45}, (4 + 4 * len(STAGES), 45, 0.4 + 0.6 * len(STAGES)), ("search.budget.tokens",)),
+        ({"tokens": 45}, (9, 45, 0.9), ("search.budget.tokens",)),
+        ({"tokens": 45, "usd": 0.5}, (5, 45, 0.5), ("search.budget.tokens", "search.budget.usd")),
+        ({"tokens": 45, "calls": 2}, (2, 40, 0.4), ("search.budget.calls", "search.budget.tokens")),
         ({"task_calls": 3}, (3, 60, 0.6), ("search.budget.task.calls",)),
         (
             {"stage_calls": 1},
-            (1 + len(STAGES), 20 + 20 * len(STAGES), 0.2 + 0.2 * len(STAGES)),
+            (1 + len(STAGES), 10 + 20 * len(STAGES), 0.1 + 0.2 * len(STAGES)),
             ("search.budget.stage.calls",),
         ),
         ({"usd": 99.0, "calls": 99}, (4 + 4 * len(STAGES), 30 + 50 * len(STAGES), 0.4 + 0.6 * len(STAGES)), ()),
