@@ -26,7 +26,7 @@ from engine.store import query
 SIZES = (2048, 1024, 4096)
 JOBS = """
 SELECT job, floor_headroom, solved, geomean, score_kind, stages_run, stages_skipped, exits, outcome, tokens, usd,
-       wall_s, gpu_s, run_id FROM sweep ORDER BY job"""
+       wall_s, judge_s, gpu_s, run_id FROM sweep ORDER BY job"""
 STEPS = "SELECT run_id, kind, count(*), sum(wall_s) FROM steps GROUP BY run_id, kind ORDER BY run_id, kind"
 BEST = "SELECT run_id, task_id, speedup FROM leaderboard ORDER BY run_id, task_id"
 

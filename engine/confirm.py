@@ -103,7 +103,7 @@ def _note(state: TaskState, paid: Paid, kernel: Kernel, made: Confirmation, chos
         remarks=list(remarks_of(made)),
         seed=verdict.seed,
         wall_s=verdict.wall_s,
-        gpu_s=verdict.gpu_s + sum(measured.gpu_s for measured in made.measurements),
+        gpu_s=made.gpu_s,
     )
 
 

@@ -47,3 +47,8 @@ class Confirmation:
     @property
     def confirmed(self) -> bool:
         return self.verdict.status is Status.CORRECT
+
+    @property
+    def gpu_s(self) -> float:
+        """Seconds for which verdict and measurements held a GPU."""
+        return self.verdict.gpu_s + sum(measured.gpu_s for measured in self.measurements)

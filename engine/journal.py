@@ -195,9 +195,10 @@ _UNCLEAN = re.compile(rb"\\u|NaN|Infinity|\d[eE]\+?\d{3}")
 class Journal:
     """Appends events of one run; one process at a time.
 
-    A run that is continued repeats its events: one whose content (all but seq and t) is in the file already is not
-    written again, but still handed to the listeners as it was stored. Of what is said again and again, such as how a
-    task began, the last event must hold: after another one, as when a task was edited and edited back, it is written.
+    A run that is continued repeats its events: one whose content (all but seq and t) is in the file already, of the
+    same text of its task, is not written again, but still handed to the listeners as it was stored. Of what is said
+    again and again, such as how a task began, the last event must hold: after another one, as when a task was edited
+    and edited back, it is written.
     """
 
     def __init__(self, path: Path, run_id: str, listeners: tuple[Listener, ...] = ()) -> None:
@@ -231,8 +232,9 @@ class Journal:
                 raise StoreError(f"{self.path}: expected events of run {self.run_id}, found run {event['run_id']}")
         self._known: dict[str, Json] = {}
         self._latest: dict[Subject, str] = {}
+        self._texts: dict[str, Json] = {}
         for event in events:
-            self._remember(_identity(event), event)
+            self._remember(self._identified(event), event)
         self._next = max((event["seq"] for event in events), default=-1) + 1
 
     def write(
@@ -265,11 +267,17 @@ class Journal:
         if subject is not None:
             self._latest[subject] = identity
         if event["kind"] == "task_started":
+            self._texts[event["task_id"]] = event.get("task_hash")
             # A run that begins a task again has not ended, whatever its last end says.
             self._latest.pop(_END, None)
 
+    def _identified(self, event: Mapping[str, Json]) -> str:
+        # The same said of another text of a task is another event, or nobody could tell what the present one took.
+        text = None if event["kind"] == "task_started" else self._texts.get(event["task_id"])
+        return _identity(event, text)
+
     def _stored(self, content: dict[str, Json], durable: bool) -> Json:
-        identity, subject = _identity(content), _subject(content)
+        identity, subject = self._identified(content), _subject(content)
         if identity in self._known and (subject is None or self._latest.get(subject) == identity):
             return self._known[identity]
         numbered = {**content, "seq": self._next, "t": round(time.time(), 6)}
@@ -355,10 +363,10 @@ def _subject(event: Mapping[str, Json]) -> Subject | None:
     return (kind, event["task_id"], event["stage"], *(str(event.get(name)) for name in _STATES[kind]))
 
 
-def _identity(event: Mapping[str, Json]) -> str:
+def _identity(event: Mapping[str, Json], text: str | None) -> str:
     # A run that continues may have to make a step again that nobody keeps, such as a profile without counters.
     said_once = ("seq", "t", "wall_s") if event["kind"] == "step" else ("seq", "t")
-    return digest({name: value for name, value in event.items() if name not in said_once})
+    return digest([text, {name: value for name, value in event.items() if name not in said_once}])
 
 
 def _clean(tree: Json) -> Json:

@@ -43,7 +43,7 @@ from engine.records import (
 )
 from engine.settings import Settings
 
-T = TypeVar("T")
+T = TypeVar("T", Verdict, Measurement, Confirmation)
 
 _COUNTING = COUNTING | {"torch_npu"}
 
@@ -304,9 +304,10 @@ class Paid:
         def run() -> tuple[Json, Json]:
             started = time.monotonic()
             outcome = work()
+            cost = {**_spent(started), "gpu_s": round(outcome.gpu_s, 3)}
             if _passing(outcome):
-                raise Passing(encode(outcome), _spent(started))
-            return encode(outcome), _spent(started)
+                raise Passing(encode(outcome), cost)
+            return encode(outcome), cost
 
         made: T = self._decoded(kind, self._step(kind, inputs, run, free=free), record)
         return made

@@ -16,8 +16,8 @@ from engine.ids import starting
 from engine.journal import read_events
 from engine.project import resolve
 from engine.report import rows, write_report, write_reports, write_sweep
+from engine.report.events import with_every_field
 from engine.report.readable import readable
-from engine.report.rows import with_every_field
 from engine.report.sweep import sweep_ids, sweep_runs
 
 

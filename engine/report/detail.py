@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from engine.canonical import Json
+from engine.report.events import present
 from engine.report.plots import Reached, Roofline
-from engine.report.rows import EAGER, CandidatePoint, OperatorRow, Place, Score, StageRow, of_present_texts, rows
+from engine.report.rows import EAGER, CandidatePoint, OperatorRow, Place, Score, StageRow, rows
 
 PROBLEMS = ("llm_failed", "reply_unusable", "advice_unreadable", "prompt_drift")
 RATES = {"fp32_tflops": "fp32", "tf32_tflops": "TF32", "fp16_tflops": "fp16"}
@@ -112,7 +113,7 @@ def operators(events: Sequence[Json]) -> tuple[Operator, ...]:
     """One per operator, in the order of `rows`."""
     tasks: dict[str, _Task] = {}
     hardware: Json = {}
-    for event in of_present_texts(events):
+    for event in present(events):
         if event["kind"] == "environment":
             hardware = event["device"].get("hardware") or {}
         elif event["kind"] == "task_started":

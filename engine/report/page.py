@@ -20,8 +20,9 @@ from engine.canonical import Json
 from engine.files import write_whole
 from engine.report import plots, words
 from engine.report.detail import Operator, best_time, interval, operators
+from engine.report.events import with_every_field
 from engine.report.figure import page_curve
-from engine.report.rows import OperatorRow, with_every_field
+from engine.report.rows import OperatorRow
 from engine.report.texts import PLAIN_LIMIT, Texts
 from engine.report.totals import KindTotals, by_kind, spent_usd
 
@@ -86,7 +87,7 @@ def run_page(folder: Path, events: Sequence[Json]) -> str:
         title=f"Run {events[0]['run_id']}" if events else "An empty run",
         run=last(events, "run_started"),
         environment=last(events, "environment"),
-        ended=last(events, "run_ended"),
+        ended=end_of(events),
         jobs=[event for event in events if event["kind"] == "sweep_job"],
         events=events,
         sections=sections,
@@ -120,20 +121,29 @@ def _overviews(
 
 
 def spent(events: Sequence[Json], rows: Sequence[OperatorRow]) -> Spent:
-    held = [event["gpu_s"] for event in events if event["kind"] in ("verdict", "confirmation")]
+    names = ("task_id", "candidate_id", "wall_s", "gpu_s")
+    # A source that was drafted in two stages was judged once: both events have the seconds of the one step.
+    judged = {tuple(event[name] for name in names) for event in events if event["kind"] == "verdict"}
+    confirmed = [event["gpu_s"] for event in events if event["kind"] == "confirmation"]
     return Spent(
         calls=sum(row.calls for row in rows),
         input_tokens=sum(row.input_tokens for row in rows),
         output_tokens=sum(row.output_tokens for row in rows),
         usd=spent_usd(rows),
         candidates=sum(len(row.points) for row in rows),
-        gpu_s=math.fsum(seconds or 0.0 for seconds in held),
+        gpu_s=math.fsum(seconds or 0.0 for seconds in [*confirmed, *(seconds for *_, seconds in judged)]),
         wall_s=events[-1]["t"] - events[0]["t"] if events else 0.0,
     )
 
 
 def last(events: Sequence[Json], kind: str) -> Json | None:
     return next((event for event in reversed(events) if event["kind"] == kind), None)
+
+
+def end_of(events: Sequence[Json]) -> Json | None:
+    """The run's end; None where there is none, or where a task was started after it, as one that was edited is."""
+    mark = next((event for event in reversed(events) if event["kind"] in ("task_started", "run_ended")), None)
+    return mark if mark is not None and mark["kind"] == "run_ended" else None
 
 
 def render(template: str, **values: object) -> str:

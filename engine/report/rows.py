@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 from engine.canonical import Json
-from engine.journal import ENVELOPE, EVENTS
-from engine.store.tables import TABLES
+from engine.report.events import present
 
 EAGER = "eager"
 REPAIR = "repair"
 RUNNING = "running"
 """An operator or stage that has not ended, a candidate that the judge has not answered on."""
 OPEN = frozenset({RUNNING, "waiting"})
-
-
-_PLAIN: Mapping[str, tuple[type, ...]] = {
-    "VARCHAR": (str,),
-    "BIGINT": (int,),
-    "DOUBLE": (int, float),
-    "BOOLEAN": (bool,),
-}
-_TYPES: Mapping[str, Mapping[str, tuple[type, ...]]] = {
-    kind: {
-        column.field: _PLAIN[column.type]
-        for column in table.columns
-        if column.type in _PLAIN and column.field not in ENVELOPE
-    }
-    for table in TABLES
-    for kind in table.kinds
-}
-"""What each field of each kind of event holds beside null; a field of any form is not there."""
 
 Place = tuple[str, str]
 """Stage and candidate: two stages can draft the same source, and decide differently on it."""
@@ -66,7 +48,8 @@ class CandidatePoint:
 
 @dataclass(frozen=True, slots=True)
 class StageRow:
-    """What one stage did. `gain`: best time before divided by best time after; None where nothing was timed."""
+    """What one stage did. `gain`: best time before divided by best time after, without kernels whose confirmation
+    refused them; None where nothing was timed."""
 
     name: str
     outcome: str
@@ -142,6 +125,8 @@ class _Point:
     stage: str
     role: str
     promoted: bool = False
+    ratio: float | None = None
+    """Paired, with which it was promoted."""
 
 
 @dataclass(slots=True)
@@ -171,26 +156,15 @@ class _Task:
     confirmed: bool | None = None
     stages: dict[str, _Stage] = field(default_factory=dict)
     points: dict[Place, _Point] = field(default_factory=dict)
+    bests: list[str] = field(default_factory=list)
+    """Candidates in the order in which they became the best."""
+    refused: dict[str, tuple[str, str | None]] = field(default_factory=dict)
+    """Status and reason of those that were refused as they were confirmed."""
     verdicts: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
     """Score kind of a candidate's own time."""
     ratios: dict[tuple[str, str], Score] = field(default_factory=dict)
     confirmed_ratios: dict[tuple[str, str], Score] = field(default_factory=dict)
-
-
-def with_every_field(events: Iterable[Json]) -> list[Json]:
-    """Events of a journal that an older engine or another program wrote, with null for fields that have come since, and
-    for values of another type, as in the database."""
-    return [{**dict.fromkeys(EVENTS[e["kind"]]), **e, **_mistyped(e)} if e["kind"] in EVENTS else e for e in events]
-
-
-def _mistyped(event: Json) -> dict[str, None]:
-    types = _TYPES[event["kind"]]
-    return {
-        name: None
-        for name, value in event.items()
-        if value is not None and name in types and not isinstance(value, types[name])
-    }
 
 
 def rows(events: Iterable[Json]) -> tuple[OperatorRow, ...]:
@@ -201,7 +175,7 @@ def rows(events: Iterable[Json]) -> tuple[OperatorRow, ...]:
     for event in told:
         if event["kind"] == "llm_call":
             _llm_call(spent[event["task_id"]], event)
-    for event in of_present_texts(told):
+    for event in present(told):
         task_id = event["task_id"]
         if event["kind"] == "task_started":
             _task_started(tasks, event, spent[task_id])
@@ -213,18 +187,6 @@ def rows(events: Iterable[Json]) -> tuple[OperatorRow, ...]:
 def started(events: Iterable[Json]) -> tuple[str, ...]:
     """Ids of the operators in the order of their first start."""
     return tuple(dict.fromkeys(event["task_id"] for event in events if event["kind"] == "task_started"))
-
-
-def of_present_texts(events: Sequence[Json]) -> Iterator[Json]:
-    """Without what was told of another text of an operator than that of its last start: its file was edited since."""
-    last = {event["task_id"]: event["task_hash"] for event in events if event["kind"] == "task_started"}
-    now: dict[str, str] = {}
-    for event in events:
-        task_id = event["task_id"]
-        if event["kind"] == "task_started":
-            now[task_id] = event["task_hash"]
-        if task_id not in now or now[task_id] == last[task_id]:
-            yield event
 
 
 def _task_started(tasks: dict[str, _Task], event: Json, spent: _Spent) -> None:
@@ -268,6 +230,8 @@ def _timing(task: _Task, event: Json) -> None:
 def _ratio(task: _Task, event: Json) -> None:
     score = Score(event["over"], event["value"], event["lo"], event["hi"])
     task.ratios.setdefault((event["candidate_id"], event["over"]), score)
+    # That it became the best may have been told before, on another device.
+    _best_so_far(task)
 
 
 def _promotion(task: _Task, event: Json) -> None:
@@ -275,15 +239,25 @@ def _promotion(task: _Task, event: Json) -> None:
     if not event["promoted"] or place not in task.points:
         return
     point = task.points[place]
-    point.promoted = True
+    point.promoted, point.ratio = True, event["ratio"]
+    task.bests.append(point.candidate_id)
+    _best_so_far(task)
+
+
+def _best_so_far(task: _Task) -> None:
     if task.outcome in OPEN:
-        own = task.ratios.get((point.candidate_id, EAGER))
-        task.best_id, task.speedup = point.candidate_id, own.value if own else None
-        task.score_kind = task.kinds.get(point.candidate_id)
+        best = next((name for name in reversed(task.bests) if name not in task.refused), None)
+        own = task.ratios.get((best or "", EAGER))
+        task.best_id, task.speedup = best, own.value if own else None
+        task.score_kind = task.kinds.get(best or "")
 
 
 def _confirmation(task: _Task, event: Json) -> None:
-    """The kernel's times in fresh processes take the place of its first ones."""
+    """The kernel's times in fresh processes take the place of its first ones; of a refused one nothing stays."""
+    task.refused.pop(event["candidate_id"], None)
+    if event["outcome"] == "refused":
+        task.refused[event["candidate_id"]] = event["status"], event["reason"]
+    _best_so_far(task)
     if event["chosen"] is not None:
         for ratio in event["ratios"][event["chosen"]]:
             score = Score(ratio["over"], ratio["value"], ratio["lo"], ratio["hi"])
@@ -364,13 +338,16 @@ def _score(task: _Task, over: str | None, value: float | None) -> Score | None:
 def _stage_row(task: _Task, stage: _Stage) -> StageRow:
     mine = [point for point in task.points.values() if point.stage == stage.name]
     judged = [point for point in mine if _said(task, point)[0] != RUNNING]
+    promoted = [point for point in mine if point.promoted]
+    kept = [point.ratio or 1.0 for point in promoted if point.candidate_id not in task.refused]
+    gain = stage.gain if stage.gain is None or len(kept) == len(promoted) else prod(kept)
     over = not stage.announced and (task.outcome not in OPEN or len(task.stages) > 1)
     return StageRow(
         stage.name,
         "done" if over else stage.outcome,
         stage.why,
         stage.rule,
-        stage.gain,
+        gain,
         candidates=len(judged),
         repairs=sum(point.role == REPAIR for point in judged),
         correct=sum(_said(task, point)[0] == "correct" for point in judged),
@@ -378,8 +355,8 @@ def _stage_row(task: _Task, stage: _Stage) -> StageRow:
 
 
 def _said(task: _Task, point: _Point) -> tuple[str, str | None]:
-    """Status and reason of its verdict."""
-    return task.verdicts.get(point.candidate_id) or (RUNNING, None)
+    """Status and reason of its verdict, or of its confirmation where that refused it."""
+    return task.refused.get(point.candidate_id) or task.verdicts.get(point.candidate_id) or (RUNNING, None)
 
 
 def _point(task: _Task, point: _Point) -> CandidatePoint:
@@ -391,7 +368,7 @@ def _point(task: _Task, point: _Point) -> CandidatePoint:
         status=status,
         reason=reason,
         speedup=ratio.value if ratio else None,
-        promoted=point.promoted,
+        promoted=point.promoted and point.candidate_id not in task.refused,
         lo=ratio.lo if ratio else None,
         hi=ratio.hi if ratio else None,
         score_kind=task.kinds.get(point.candidate_id),

@@ -18,9 +18,10 @@ from engine.errors import StoreError
 from engine.files import write_whole
 from engine.journal import read_events, whole_lines
 from engine.report import plots
-from engine.report.page import NAME, Spent, last, render, spent
+from engine.report.events import with_every_field
+from engine.report.page import NAME, Spent, end_of, last, render, spent
 from engine.report.readable import readable
-from engine.report.rows import OperatorRow, rows, with_every_field
+from engine.report.rows import OperatorRow, rows
 from engine.report.totals import KindTotals, by_kind, geomean
 
 MEASURES = {"usd": "Money", "tokens": "Tokens", "calls": "Model calls", "candidates": "Candidates", "gpu_s": "GPU time"}
@@ -138,7 +139,7 @@ def write_sweep(results: Path, sweep_id: str, folders: Iterable[Path]) -> Path:
 def _jobs(folder: Path, sweep_id: str) -> list[Job]:
     events = with_every_field(read_events(folder / "events.jsonl"))
     found = rows(events)
-    end, stopped = last(events, "run_ended"), last(events, "job_failed")
+    end, stopped = end_of(events), last(events, "job_failed")
     announced = [event for event in events if event["kind"] == "sweep_job" and event["sweep_id"] == sweep_id]
     own = {(event["job"], tuple(event["overrides"])): event for event in announced}
     asked = [event for event in events if event["kind"] != "sweep_job"]

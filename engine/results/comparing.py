@@ -52,6 +52,7 @@ def as_text(compared: Comparison) -> str:
     told = [
         *_listed("only in A", compared.only_a),
         *_listed("only in B", compared.only_b),
+        *_listed("left out, not ended", compared.unfinished),
         *_listed("left out, the task itself differs", compared.changed),
         *_listed("left out, kinds of score differ", compared.kinds_differ),
         *compared.remarks,

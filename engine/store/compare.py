@@ -72,8 +72,9 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """`only_a`, `only_b`: tasks that the other side has not; `changed`: whose source or contract differs;
-    `kinds_differ`: whose scores are of different kinds. None of these is in `pairs`."""
+    """`only_a`, `only_b`: tasks that the other side has not; `unfinished`: that have not ended in any run of a side;
+    `changed`: whose source or contract differs; `kinds_differ`: whose scores are of different kinds. None of these is
+    in `pairs`."""
 
     a: Selection
     b: Selection
@@ -81,6 +82,7 @@ class Comparison:
     groups: tuple[Group, ...]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
+    unfinished: tuple[str, ...]
     changed: tuple[str, ...]
     kinds_differ: tuple[str, ...]
     remarks: tuple[str, ...]
@@ -98,9 +100,14 @@ SELECT t.task_id, any_value(t.category), array_agg(DISTINCT t.task_hash ORDER BY
 FROM (SELECT run_id, task_id, category, task_hash,
              CASE WHEN best_id IS NOT NULL AND speedup > 0 THEN score_kind END AS score_kind,
              CASE WHEN best_id IS NOT NULL AND speedup > 0 THEN speedup END AS speedup, speedup_lo, speedup_hi
-      FROM tasks WHERE run_id IN ({runs})) t
+      FROM tasks WHERE run_id IN ({runs}) AND outcome <> 'unfinished') t
 LEFT JOIN spent s USING (run_id, task_id)
 GROUP BY t.task_id, t.score_kind ORDER BY t.task_id, t.score_kind NULLS LAST
+"""
+
+_UNFINISHED = """
+SELECT task_id FROM tasks WHERE run_id IN ({runs})
+GROUP BY task_id HAVING bool_and(outcome = 'unfinished') ORDER BY task_id
 """
 
 
@@ -118,9 +125,10 @@ def compare(results: Path, a: str, b: str) -> Comparison:
     MissingError for a word that names no run."""
     with reader(results) as connection:
         left, right = select(connection, a), select(connection, b)
-        sides = _sides(connection, left), _sides(connection, right)
+        first, second = _sides(connection, left), _sides(connection, right)
+        going = _unfinished(connection, left), _unfinished(connection, right)
         remarks = _remarks(connection, left, right)
-    first, second = sides
+    here, there = ({*ended, *unended} for ended, unended in zip((first, second), going, strict=True))
     shared = [task for task in first if task in second]
     changed = [task for task in shared if first[task].hashes != second[task].hashes]
     differ = [task for task in shared if task not in changed and _differ(first[task], second[task])]
@@ -131,8 +139,9 @@ def compare(results: Path, a: str, b: str) -> Comparison:
         right,
         tuple(pairs),
         tuple(_groups(pairs)),
-        tuple(task for task in first if task not in second),
-        tuple(task for task in second if task not in first),
+        tuple(sorted(here - there)),
+        tuple(sorted(there - here)),
+        tuple(sorted(here & there & {*going[0], *going[1]})),
         tuple(changed),
         tuple(differ),
         remarks,
@@ -140,8 +149,8 @@ def compare(results: Path, a: str, b: str) -> Comparison:
 
 
 def _sides(connection: Connection, chosen: Selection) -> dict[str, _Side]:
-    runs = ", ".join(literal(run_id) for run_id in chosen.run_ids)
-    rows = connection.execute(_TASKS.format(runs=runs)).fetchall()
+    """Of the tasks that have ended in a run of the side, by id."""
+    rows = connection.execute(_TASKS.format(runs=_listed(chosen))).fetchall()
     sides: dict[str, _Side] = {}
     for task, of_task in itertools.groupby(rows, key=lambda row: row[0]):
         mine = list(of_task)
@@ -153,6 +162,14 @@ def _sides(connection: Connection, chosen: Selection) -> dict[str, _Side]:
         scores = {row[3]: Score(*row[4:7]) for row in mine if row[3] is not None}
         sides[task] = _Side(mine[0][1], frozenset(mark for row in mine for mark in row[2]), scores, cost)
     return sides
+
+
+def _unfinished(connection: Connection, chosen: Selection) -> list[str]:
+    return [task for (task,) in connection.execute(_UNFINISHED.format(runs=_listed(chosen))).fetchall()]
+
+
+def _listed(chosen: Selection) -> str:
+    return ", ".join(literal(run_id) for run_id in chosen.run_ids)
 
 
 def _differ(a: _Side, b: _Side) -> bool:
@@ -218,6 +235,7 @@ def _remarks(connection: Connection, a: Selection, b: Selection) -> tuple[str, .
     for chosen in (a, b):
         if len(chosen.run_ids) > 1:
             found.append(f"'{chosen.word}' is {len(chosen.run_ids)} runs; per task their geometric mean and mean cost")
+        found += _going(connection, chosen)
     both = set(a.run_ids) & set(b.run_ids)
     if both:
         found.append(f"{len(both)} {'run is' if len(both) == 1 else 'runs are'} on both sides")
@@ -227,7 +245,16 @@ def _remarks(connection: Connection, a: Selection, b: Selection) -> tuple[str, .
     return tuple(found)
 
 
+def _going(connection: Connection, chosen: Selection) -> list[str]:
+    """That runs of a side have not ended, if so."""
+    sql = f"SELECT run_id FROM runs WHERE run_id IN ({_listed(chosen)}) AND outcome = 'unfinished'"
+    found = connection.execute(sql).fetchall()
+    count = len(chosen.run_ids)
+    what = f"'{chosen.word}'" if count == 1 else f"of the runs of '{chosen.word}' {len(found)}"
+    return [f"{what} {'has' if len(found) == 1 else 'have'} not ended"] if found else []
+
+
 def _devices(connection: Connection, chosen: Selection) -> list[str]:
-    runs = ", ".join(literal(run_id) for run_id in chosen.run_ids)
-    sql = f"SELECT DISTINCT coalesce(device, 'unknown') AS device FROM runs WHERE run_id IN ({runs}) ORDER BY device"
+    columns = "DISTINCT coalesce(device, 'unknown') AS device"
+    sql = f"SELECT {columns} FROM runs WHERE run_id IN ({_listed(chosen)}) ORDER BY device"
     return [device for (device,) in connection.execute(sql).fetchall()]

@@ -16,7 +16,7 @@ from typing import Any
 
 from engine.canonical import digest, short
 from engine.errors import MissingError, StoreError
-from engine.store import views
+from engine.store import present, views
 from engine.store.tables import STEPS, TABLES
 
 DATABASE = "results.duckdb"
@@ -44,7 +44,8 @@ Mark = tuple[int, int]
 
 def schema_version() -> str:
     """The version of tables and views: any change of their form is another one, and the database is built anew."""
-    return short(digest([[table.ddl for table in (*TABLES, STEPS)], views.forms()]))
+    tables = [*(table.ddl for table in (*TABLES, STEPS)), *present.DDL]
+    return short(digest([tables, present.FILL, views.forms()]))
 
 
 @contextlib.contextmanager
@@ -122,6 +123,8 @@ def replacing(results: Path, *, keep: bool) -> Iterator[Connection]:
                 _create(connection)
             connection.execute("BEGIN")
             yield connection
+            for statement in present.FILL:
+                connection.execute(statement)
             _vary_views(connection)
             connection.execute("COMMIT")
         # Closing wrote everything into the file; what it leaves behind when it fails must not be lost in silence.
@@ -159,6 +162,8 @@ def _create(connection: Connection) -> None:
     connection.execute("BEGIN")
     for table in (*TABLES, STEPS):
         connection.execute(table.ddl)
+    for statement in present.DDL:
+        connection.execute(statement)
     connection.execute("CREATE TABLE _ingested (run_id VARCHAR, size BIGINT, changed_ns BIGINT)")
     connection.execute("CREATE TABLE _schema (version VARCHAR)")
     connection.execute(f"INSERT INTO _schema VALUES ({views.literal(schema_version())})")

@@ -25,7 +25,7 @@ LINE_BYTES = 4 << 20
 """The longest line of the fast way. DuckDB gives each thread twice as much of a file: more would leave cores idle."""
 
 _KIND = b'"kind":"'
-_COSTS = "['$.wall_s', '$.latency_s', '$.usage.cost_usd']"
+_COSTS = "['$.wall_s', '$.latency_s', '$.gpu_s', '$.usage.cost_usd']"
 _LEDGER = "{t: 'DOUBLE', run_id: 'VARCHAR', kind: 'VARCHAR', key: 'VARCHAR', cost: 'JSON', pid: 'BIGINT'}"
 
 Lines = dict[str, list[bytes]]
@@ -118,7 +118,8 @@ def _load_ledger(connection: Connection, path: Path, folder: Path) -> None:
     # A row number by a window function takes three times as long.
     connection.execute(
         f"INSERT INTO {STEPS.name} SELECT run_id, rowid + 1, t, kind, key, "
-        "coalesce(TRY_CAST(found[1] AS DOUBLE), TRY_CAST(found[2] AS DOUBLE)), TRY_CAST(found[3] AS DOUBLE), cost "
+        "coalesce(TRY_CAST(found[1] AS DOUBLE), TRY_CAST(found[2] AS DOUBLE)), TRY_CAST(found[3] AS DOUBLE), "
+        "TRY_CAST(found[4] AS DOUBLE), cost "
         f"FROM (SELECT rowid, *, json_extract_string(cost, {_COSTS}) AS found FROM _lines) WHERE run_id IS NOT NULL"
     )
     connection.execute("DROP TABLE _lines")

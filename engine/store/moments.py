@@ -6,15 +6,14 @@ from dataclasses import dataclass, replace
 
 from engine.rules import Expression, to_sql
 from engine.store.database import Connection
+from engine.store.present import present
 from engine.store.selection import select
 from engine.store.views import identifier, json_path, literal
 from engine.vocabulary import FACTS, THRESHOLD_PREFIX, OperandKind, operands
 
-RULES = """(
-    SELECT r.* FROM rules r
-    ASOF JOIN task_starts b ON b.run_id = r.run_id AND b.task_id = r.task_id AND b.seq <= r.seq
-    JOIN tasks k ON k.run_id = r.run_id AND k.task_id = r.task_id AND k.task_hash IS NOT DISTINCT FROM b.task_hash)"""
+RULES = present("rules")
 """The evaluations for the present text of a task that was edited."""
+_OF_TASKS = f"{RULES} r JOIN tasks t USING (run_id, task_id)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ def where_of(connection: Connection, rule: str, scope: Scope) -> str:
 
 def kinds_of(connection: Connection, where: str) -> set[str]:
     """The kinds under which the evaluations that `where` takes were recorded."""
-    sql = f"SELECT DISTINCT r.kind FROM rules r JOIN tasks t USING (run_id, task_id) WHERE {where}"
+    sql = f"SELECT DISTINCT r.kind FROM {_OF_TASKS} WHERE {where}"
     return {kind for (kind,) in connection.execute(sql).fetchall()}
 
 
@@ -47,9 +46,7 @@ def recorded(connection: Connection, rule: str, scope: Scope) -> str:
     """What is recorded instead: the rule's stages where the stage alone is wrong, else all rules."""
     if scope.stage is not None:
         where = where_of(connection, rule, replace(scope, stage=None))
-        sql = (
-            f"SELECT DISTINCT r.stage FROM rules r JOIN tasks t USING (run_id, task_id) WHERE {where} ORDER BY r.stage"
-        )
+        sql = f"SELECT DISTINCT r.stage FROM {_OF_TASKS} WHERE {where} ORDER BY r.stage"
         stages = [stage for (stage,) in connection.execute(sql).fetchall()]
         if stages:
             return f" in stage '{scope.stage}'; it is recorded in {', '.join(stages)}"
@@ -74,8 +71,7 @@ def moments_of(expression: Expression, where: str) -> str:
     says = to_sql(expression, _alias)
     return f"""
 WITH places AS (
-    SELECT DISTINCT r.run_id, r.task_id, r.stage, r.kind FROM rules r JOIN tasks t USING (run_id, task_id)
-    WHERE {where}),
+    SELECT DISTINCT r.run_id, r.task_id, r.stage, r.kind FROM {_OF_TASKS} WHERE {where}),
 moments AS (
     SELECT r.run_id, r.task_id, r.stage, r.kind, r.candidate_id{columns}
     FROM {RULES} r JOIN places USING (run_id, task_id, stage, kind)

@@ -9,8 +9,9 @@ from math import prod
 
 from engine.store.database import Connection
 from engine.store.moments import RULES
+from engine.store.present import taken
 from engine.store.statistics import geometric_mean, known_sum
-from engine.store.views_stages import AUDITED, LAST_ENDS, TOLD, judged, marked, timed
+from engine.store.views_stages import AUDITED, ENDS, TOLD, judged, marked, timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,24 +229,27 @@ def _total(kind: str | None, plans: Sequence[Outcome]) -> Total:
 
 
 def _loss(plan: Outcome) -> float | None:
-    """None where what was left out is not known to have found anything, or nothing."""
+    """None where what was left out is not known to have found anything, or nothing. What audits found is over the same
+    best: of several the largest find counts."""
     priced = [decision for decision in plan.decisions if decision.saved is not None or decision.gain_lost is not None]
-    lost = [decision.gain_lost for decision in priced if decision.effect != "accepted"]
-    known = [gain for gain in lost if gain is not None]
-    return prod(known) if len(known) == len(lost) else None
+    lost = [decision for decision in priced if decision.effect != "accepted"]
+    known = [(decision.gain_lost, decision.effect == "runs") for decision in lost if decision.gain_lost is not None]
+    found = [gain for gain, audit in known if audit]
+    left_out = prod(gain for gain, audit in known if not audit)
+    return left_out * min(found, default=1.0) if len(known) == len(lost) else None
 
 
 _PLANS = f"""
 WITH asked AS (
-    SELECT DISTINCT r.run_id, r.task_id FROM rules r JOIN tasks t USING (run_id, task_id) WHERE {{where}}),
-ends AS ({LAST_ENDS}),
+    SELECT DISTINCT r.run_id, r.task_id FROM {RULES} r JOIN tasks t USING (run_id, task_id) WHERE {{where}}),
+ends AS ({ENDS}),
 ended AS (SELECT * FROM ends SEMI JOIN asked USING (run_id, task_id)),
 {timed("asked")}, {judged("asked")}, {TOLD}, {AUDITED}, {marked("ended")},
 called AS (
     SELECT run_id, task_id, stage,
            string_agg(concat_ws(' ', role, attempt, sample, output_tokens, latency_s), ','
                       ORDER BY role, attempt, sample, output_tokens, latency_s) AS mark
-    FROM llm_calls SEMI JOIN asked USING (run_id, task_id) GROUP BY run_id, task_id, stage),
+    FROM {taken("llm_calls")} SEMI JOIN asked USING (run_id, task_id) GROUP BY run_id, task_id, stage),
 followed AS (SELECT *, lead(stage) OVER (PARTITION BY run_id, task_id ORDER BY seq) AS next FROM ends),
 -- Only a plan that nothing cut short shows which stage is the last.
 finals AS (SELECT f.category, f.stage FROM followed f JOIN tasks t USING (run_id, task_id)

@@ -14,6 +14,8 @@ from engine.rules import Expression
 from engine.store.database import Connection
 from engine.store.moments import RULES, moments_of
 from engine.store.plans import END, Decision, Ended, Outcome, Plan, Saved, recorded_plans
+from engine.store.present import taken
+from engine.store.views_stages import REFUSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,9 @@ class _Evaluation:
 def replay_required(connection: Connection, checked: Expression, where: str) -> list[Outcome]:
     """All plans in question. A kernel that is refused takes along the gain with which it became the best, unless a
     later one of its stage that stays was faster still."""
-    sql = moments_of(checked, where) + _EVALUATIONS.format(where=where, evaluations=RULES)
+    sql = moments_of(checked, where) + _EVALUATIONS.format(
+        where=where, evaluations=RULES, drafted=taken("candidates"), called=taken("llm_calls"), refused=REFUSED
+    )
     rows = connection.execute(sql).fetchall()
     found = {
         place: [_Evaluation(*row[3:]) for row in of_stage]
@@ -116,14 +120,15 @@ _EVALUATIONS = """
 , others AS (
     SELECT DISTINCT run_id, task_id, stage, candidate_id
     FROM (SELECT r.run_id, r.task_id, r.stage, r.candidate_id, r.rule, arg_max(r.fired, r.seq) AS fired
-          FROM rules r JOIN tasks t USING (run_id, task_id) WHERE r.kind = 'require' AND NOT ({where}) GROUP BY ALL)
+          FROM {evaluations} r JOIN tasks t USING (run_id, task_id)
+          WHERE r.kind = 'require' AND NOT ({where}) GROUP BY ALL)
     WHERE fired),
 promoted AS (
     SELECT run_id, task_id, stage, candidate_id, arg_max_null(ratio, seq) AS ratio, max(seq) AS seq
-    FROM promotions WHERE promoted GROUP BY ALL),
+    FROM promotions ANTI JOIN {refused} USING (run_id, task_id, candidate_id) WHERE promoted GROUP BY ALL),
 drafts AS (
     SELECT run_id, task_id, stage, candidate_id, arg_min(sample, seq) AS sample, arg_min(attempt, seq) AS attempt
-    FROM candidates GROUP BY ALL),
+    FROM {drafted} GROUP BY ALL),
 evaluated AS (
     SELECT r.run_id, r.task_id, r.stage, r.candidate_id, arg_max(r.outcome, r.seq) AS recorded,
            arg_max(r.fired, r.seq) AS fired, arg_max(r.obeyed, r.seq) AS refused, arg_max_null(o.says, r.seq) AS says,
@@ -137,7 +142,7 @@ asked AS (
            sum(l.input_tokens + l.output_tokens)::BIGINT AS tokens, sum(l.cost_usd) AS usd,
            count(*) FILTER (l.cost_usd IS NULL) AS unpriced, sum(l.latency_s) AS seconds
     FROM evaluated e JOIN drafts d USING (run_id, task_id, stage, candidate_id)
-    JOIN llm_calls l ON l.run_id = e.run_id AND l.task_id = e.task_id AND l.stage = e.stage AND l.sample = d.sample
+    JOIN {called} l ON l.run_id = e.run_id AND l.task_id = e.task_id AND l.stage = e.stage AND l.sample = d.sample
                         AND l.attempt > d.attempt
     GROUP BY ALL),
 judged AS (

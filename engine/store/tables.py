@@ -129,6 +129,7 @@ STEPS = Table(
             ("kind", "VARCHAR"),
             ("key", "VARCHAR"),
             ("wall_s", "DOUBLE"),
+            ("gpu_s", "DOUBLE"),
             ("cost_usd", "DOUBLE"),
             ("cost", "JSON"),
         )

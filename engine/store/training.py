@@ -9,7 +9,9 @@ from pathlib import Path
 
 from engine.canonical import Json
 from engine.store.database import Connection
+from engine.store.present import measured, present
 from engine.store.query import reader
+from engine.store.views_stages import judged
 
 VERSION = 1
 FILE = "training.jsonl"
@@ -50,29 +52,36 @@ def export_training(results: Path, folder: Path) -> Written:
     return Written(path, written, left_out, repeated)
 
 
-_ROWS = """
-WITH own AS (
+_ROWS = f"""
+WITH {judged()},
+own AS (
     SELECT run_id, task_id, candidate_id, arg_min(value, seq) AS value, arg_min(lo, seq) AS lo, arg_min(hi, seq) AS hi
-    FROM ratios WHERE "over" = 'eager' GROUP BY ALL),
+    FROM {measured("ratios")} WHERE "over" = 'eager' GROUP BY ALL),
 timed AS (
     SELECT run_id, task_id, candidate_id, arg_min(score_kind, seq) AS score_kind,
-           arg_min(median_us, seq) AS median_us FROM timings WHERE who = 'candidate' GROUP BY ALL),
+           arg_min(median_us, seq) AS median_us, min(seq) AS seq
+    FROM {measured("timings")} WHERE who = 'candidate' GROUP BY ALL),
 paired AS (
     SELECT run_id, task_id, stage, candidate_id, arg_max(value, seq) AS value, arg_max(lo, seq) AS lo,
-           arg_max(hi, seq) AS hi FROM ratios WHERE "over" = 'incumbent' GROUP BY ALL),
+           arg_max(hi, seq) AS hi FROM {measured("ratios")} WHERE "over" = 'incumbent' GROUP BY ALL),
 decided AS (
     SELECT run_id, task_id, stage, candidate_id, arg_max(promoted, seq) AS promoted, arg_max(why, seq) AS why,
            arg_max(incumbent_id, seq) AS incumbent_id FROM promotions GROUP BY ALL)
-SELECT c.run_id, c.task_id, k.task_hash, k.name, k.category, k.facts, k.contract, k.licence, u.device, u.backend,
-       c.stage, c.role, c.attempt, c.sample, c.audit, c.proposer, c.candidate_id, c.parent_id, c.source_hash, v.status,
-       v.reason, v.message, v.mode, v.precision_class, v.error_ratio, m.score_kind, m.median_us, o.value, o.lo, o.hi,
+SELECT c.run_id, c.task_id, k.task_hash, k.name, k.category, k.facts, k.contract, k.licence,
+       -- A run may have gone on on another device; there what it has of both was judged and timed anew.
+       (SELECT arg_max(n.device ->> 'name', n.seq) FROM environment n
+        WHERE n.run_id = c.run_id AND n.seq <= greatest(v.seq, m.seq)) AS device, u.backend,
+       c.stage, c.role, c.attempt, c.sample, c.audit, c.proposer, c.candidate_id, c.parent_id, c.source_hash, j.status,
+       j.reason, j.message, v.mode, v.precision_class, CASE WHEN NOT j.refused THEN v.error_ratio END AS error_ratio,
+       m.score_kind, m.median_us, o.value, o.lo, o.hi,
        b.value AS parent_value, b.lo AS parent_lo, b.hi AS parent_hi, n.score_kind AS parent_kind,
-       d.incumbent_id, p.value AS paired, p.lo AS paired_lo, p.hi AS paired_hi, d.promoted, d.why
-FROM (SELECT c.*, s.task_hash AS drafted_for FROM candidates c
-      ASOF JOIN task_starts s ON s.run_id = c.run_id AND s.task_id = c.task_id AND s.seq <= c.seq) c
+       d.incumbent_id, p.value AS paired, p.lo AS paired_lo, p.hi AS paired_hi,
+       d.promoted AND NOT j.refused AS promoted, d.why
 -- What was drafted for an earlier text of an edited task has no reference any more.
-JOIN tasks k ON k.run_id = c.run_id AND k.task_id = c.task_id AND k.task_hash IS NOT DISTINCT FROM c.drafted_for
+FROM {present("candidates")} c
+JOIN tasks k ON k.run_id = c.run_id AND k.task_id = c.task_id
 JOIN runs u ON u.run_id = c.run_id
+JOIN judged j ON j.run_id = c.run_id AND j.task_id = c.task_id AND j.candidate_id = c.candidate_id
 JOIN (SELECT * FROM verdicts
       QUALIFY row_number() OVER (PARTITION BY run_id, task_id, stage, candidate_id ORDER BY seq DESC) = 1) v
      ON v.run_id = c.run_id AND v.task_id = c.task_id AND v.stage = c.stage AND v.candidate_id = c.candidate_id

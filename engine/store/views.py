@@ -23,12 +23,14 @@ VIEWS = {
 }
 """In an order in which each finds the ones it reads."""
 
-# Wilson's score interval of a share k / n at 95 %: E. B. Wilson, JASA 22 (1927) 209. z = 1.959964.
-_WILSON = "((k + 1.920729) {} 1.959964 * sqrt(k * (n - k) / n::DOUBLE + 0.960365)) / (n + 3.841459)"
+_Z = 1.959963984540054
+# Wilson's score interval of a share k / n at 95 %: E. B. Wilson, JASA 22 (1927) 209. With an exponent a number is a
+# DOUBLE in DuckDB, of which k = 0 gives 0 exactly; the upper end is that of the other share, for k = n exactly 1.
+_WILSON = f"((k + {_Z**2 / 2}e0) - {_Z}e0 * sqrt(k * (n - k) / n::DOUBLE + {_Z**2 / 4}e0)) / (n + {_Z**2}e0)"
 
 MACROS = {
-    "wilson_lower(k, n)": f"CASE WHEN n > 0 THEN greatest(0.0, {_WILSON.format('-')}) END",
-    "wilson_upper(k, n)": f"CASE WHEN n > 0 THEN least(1.0, {_WILSON.format('+')}) END",
+    "wilson_lower(k, n)": f"CASE WHEN n > 0 THEN greatest(0.0, {_WILSON}) END",
+    "wilson_upper(k, n)": "1 - wilson_lower(n - k, n)",
 }
 """Functions for SQL, by head. They come before the views, which use them."""
 
@@ -71,6 +73,7 @@ SWEEP_COLUMNS = (
     "usd",
     "unpriced",
     "gpu_s",
+    "judge_s",
     "wall_s",
     "stages_run",
     "stages_skipped",
@@ -121,8 +124,10 @@ lost AS (SELECT run_id, arg_max(concat_ws(': ', error, message), seq) AS why
 short AS (SELECT run_id, arg_min(why, seq) AS why FROM task_ends WHERE outcome = 'budget' GROUP BY run_id),
 asked AS (SELECT run_id, sum(input_tokens + output_tokens)::BIGINT AS tokens, sum(cost_usd) AS usd,
                  count(*) FILTER (cost_usd IS NULL) AS unpriced FROM llm_calls GROUP BY run_id),
--- Reading recordings and tracing references take no device.
-held AS (SELECT run_id, sum(wall_s) AS gpu_s FROM steps WHERE kind NOT IN ('reply', 'facts') GROUP BY run_id),
+-- No profile tells how long it held a GPU. Of other steps an older ledger does not, and then the sum is not known.
+held AS (SELECT run_id, sum(wall_s) AS judge_s,
+                CASE WHEN bool_and(gpu_s IS NOT NULL OR kind = 'profile') THEN coalesce(sum(gpu_s), 0) END AS gpu_s
+         FROM steps WHERE kind NOT IN ('reply', 'facts') GROUP BY run_id),
 went AS (SELECT run_id, count(*) FILTER (outcome <> 'skipped') AS stages_run,
                 count(*) FILTER (outcome = 'skipped') AS stages_skipped, count(*) FILTER (outcome = 'exited') AS exits
          FROM ({views_stages.LAST_ENDS})
@@ -130,7 +135,8 @@ went AS (SELECT run_id, count(*) FILTER (outcome <> 'skipped') AS stages_run,
 SELECT j.sweep_id, j.job, array_to_string(CAST(j.overrides AS VARCHAR[]), ' ') AS overrides,
        {columns}s.tasks, s.solved, s.geomean, s.score_kind, coalesce(a.tokens, 0) AS tokens, a.usd,
        coalesce(a.unpriced, 0) AS unpriced,
-       CASE WHEN r.backend = 'cpu' OR f.found THEN 0 ELSE coalesce(h.gpu_s, 0) END AS gpu_s,
+       CASE WHEN r.backend = 'cpu' OR f.found OR h.run_id IS NULL THEN 0 ELSE h.gpu_s END AS gpu_s,
+       CASE WHEN f.found THEN 0 ELSE coalesce(h.judge_s, 0) END AS judge_s,
        CASE WHEN f.found THEN 0 ELSE r.wall_s END AS wall_s,
        coalesce(w.stages_run, 0) AS stages_run, coalesce(w.stages_skipped, 0) AS stages_skipped,
        coalesce(w.exits, 0) AS exits,

@@ -3,6 +3,8 @@ paid."""
 
 from __future__ import annotations
 
+from engine.store.present import present, taken
+
 COST = """
 SELECT run_id, task_id, role, count(*) AS calls, sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens,
        sum(input_tokens + output_tokens) AS tokens, sum(cost_usd) AS usd,
@@ -12,20 +14,21 @@ FROM llm_calls GROUP BY run_id, task_id, role ORDER BY run_id, task_id, role
 
 # Seconds of verdicts and confirmations are in their own events, which older journals have as well. A source that was
 # drafted in two stages was judged once: both events have the seconds of the one step.
-STAGE_COST = """
+STAGE_COST = f"""
 WITH judged AS (
     SELECT run_id, task_id, arg_min(stage, seq) AS stage, wall_s AS judge_s, gpu_s AS judge_gpu_s
-    FROM verdicts GROUP BY run_id, task_id, candidate_id, wall_s, gpu_s),
+    FROM {present("verdicts")} GROUP BY run_id, task_id, candidate_id, wall_s, gpu_s),
 parts AS (
     SELECT run_id, task_id, stage, 1 AS calls, input_tokens + output_tokens AS tokens, cost_usd AS usd,
-           (cost_usd IS NULL)::INTEGER AS unpriced, latency_s AS model_s FROM llm_calls
+           (cost_usd IS NULL)::INTEGER AS unpriced, latency_s AS model_s FROM {taken("llm_calls")}
     UNION ALL BY NAME FROM judged
-    UNION ALL BY NAME SELECT run_id, task_id, stage, wall_s AS judge_s, gpu_s AS judge_gpu_s FROM confirmations
+    UNION ALL BY NAME
+    SELECT run_id, task_id, stage, wall_s AS judge_s, gpu_s AS judge_gpu_s FROM {present("confirmations")}
     UNION ALL BY NAME
     SELECT run_id, task_id, stage,
            CASE WHEN step_kind IN ('baseline', 'timing', 'promotion') THEN wall_s END AS timing_s,
            CASE WHEN step_kind = 'profile' THEN wall_s END AS profile_s,
-           CASE WHEN step_kind = 'tune' THEN wall_s END AS tune_s FROM step_uses),
+           CASE WHEN step_kind = 'tune' THEN wall_s END AS tune_s FROM {present("step_uses")}),
 summed AS (
     SELECT run_id, task_id, stage, coalesce(sum(calls), 0)::BIGINT AS calls, coalesce(sum(tokens), 0)::BIGINT AS tokens,
            sum(usd) AS usd, coalesce(sum(unpriced), 0)::BIGINT AS unpriced, coalesce(sum(model_s), 0) AS model_s,
@@ -54,7 +57,8 @@ WITH called AS (
     FROM llm_calls GROUP BY ALL),
 trouble AS (
     SELECT run_id, role, count(*) FILTER (kind = 'reply_unusable') AS unusable,
-           count(*) FILTER (kind = 'llm_failed') AS failed FROM llm_problems GROUP BY ALL)
+           count(*) FILTER (kind = 'llm_failed') AS failed
+    FROM llm_problems WHERE kind IN ('reply_unusable', 'llm_failed') GROUP BY ALL)
 SELECT run_id, coalesce(c.provider, r.provider) AS provider, coalesce(c.model, r.model) AS model, role,
        coalesce(c.calls, 0) AS calls, c.* EXCLUDE (run_id, provider, model, role, calls),
        -- A problem names no model: where several models of a run have the role it stands beside the first.

@@ -6,11 +6,14 @@ from __future__ import annotations
 RUNS = """
 SELECT s.run_id, s.seq, s.t AS started, e.t AS ended, s.config_hash, s.version, s.backend,
        v.device ->> 'name' AS device, s.category, s.provider, s.model, s.thresholds,
-       coalesce(e.outcome, 'unfinished') AS outcome, e.wall_s
+       coalesce(e.outcome, 'unfinished') AS outcome, w.wall_s
 FROM (SELECT * FROM run_starts QUALIFY row_number() OVER (PARTITION BY run_id ORDER BY seq DESC) = 1) s
-LEFT JOIN (SELECT run_id, arg_max(outcome, seq) AS outcome, max(t) AS t, sum(wall_s) AS wall_s
-           FROM run_ends GROUP BY run_id) e USING (run_id)
-LEFT JOIN (SELECT run_id, arg_max(device, seq) AS device FROM environment GROUP BY run_id) v USING (run_id)
+LEFT JOIN (SELECT run_id, max(seq) AS seq FROM task_starts GROUP BY run_id) b USING (run_id)
+LEFT JOIN (SELECT * FROM run_ends QUALIFY row_number() OVER (PARTITION BY run_id ORDER BY seq DESC) = 1) e
+       -- An end before the last start of a task is that of what the task was before it was edited.
+       ON e.run_id = s.run_id AND e.seq > coalesce(b.seq, -1)
+LEFT JOIN (SELECT run_id, sum(wall_s) AS wall_s FROM run_ends GROUP BY run_id) w ON w.run_id = s.run_id
+LEFT JOIN (SELECT run_id, arg_max(device, seq) AS device FROM environment GROUP BY run_id) v ON v.run_id = s.run_id
 """
 
 TASKS = """

@@ -9,7 +9,7 @@ import pytest
 import tests.flow.test_fresh
 from engine.store import Scope, ingest, query, replay
 from engine.store.training import export_training
-from tests.flow.test_fresh import REPLIES, Lab
+from tests.flow.test_fresh import REPLIES, Lab, Slower, device, fresh
 from tests.flow.test_runner import TASK, kernel, of
 
 LAST = "fuse_activation_pooling"
@@ -92,3 +92,34 @@ def test_training_records_and_replays_are_of_the_present_text(edited, tmp_path):
     rule = query(results, "SELECT rule FROM rules WHERE kind = 'exit' LIMIT 1").rows[0][0]
     asked = [d.now for d in replay(results, "speedup < 4", rule, Scope()).decisions]
     assert asked == ["true"] * len(asked)
+
+
+def test_an_edit_that_no_prompt_shows_costs_what_it_did_and_asks_nobody(tmp_path, monkeypatch):
+    """Another contract: all replies are in the memo, and the present text took them, too; a fresh run keeps them."""
+    lab, results = Lab(tmp_path, monkeypatch), tmp_path / "results"
+    costs = []
+    for size in (4, 5):
+        (tmp_path / "toy.yaml").write_text(f"variants: {{small: {{N: {size}}}}}\n")
+        _, _, llm = lab.run()
+        ingest(results)
+        costs.append(query(results, "SELECT stage, calls, tokens FROM stage_cost ORDER BY stage").rows)
+    assert not llm.seen
+    assert costs[0] == costs[1]
+    assert sum(calls for _, calls, _ in costs[0]) == len(REPLIES)
+    _, _, llm = lab.run(fresh("timing"), Slower(1.3))
+    assert not llm.seen
+
+
+def test_a_run_that_went_on_on_another_device_asked_once_for_each_reply(tmp_path, monkeypatch):
+    """Its prompts name the device, so that each was asked again: all of it was paid, one of each is the plan's."""
+    lab, results = Lab(tmp_path, monkeypatch), tmp_path / "results"
+    run_id, _, _ = lab.run()
+    path = results / "runs" / run_id / "events.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if '"kind":"run_ended"' not in line))
+    again, _, llm = lab.run(backend=device("another GPU"))
+    assert (again, sum(llm.seen.values())) == (run_id, len(REPLIES))
+    ingest(results)
+    sql = "SELECT (SELECT sum(calls) FROM {}), (SELECT sum(attempts) FROM stage_yield)"
+    assert query(results, sql.format("stage_cost")).rows == ((len(REPLIES), len(REPLIES)),)
+    assert query(results, sql.format("cost")).rows == ((2 * len(REPLIES), len(REPLIES)),)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,19 @@ def test_a_job_that_cannot_run_is_in_the_sweep_and_the_same_command_continues(tm
     assert "finished before, nothing was done" in said
 
 
+def test_a_job_with_a_fault_names_it(tmp_path, monkeypatch, capsys, fake):
+    write_tasks(tmp_path, 1)
+    results = tmp_path / "results"
+    base = overrides(tmp_path, results, replay=False)
+    swept = ["task.names=[],[nosuch,nowhere]", f"hydra.sweep.dir={tmp_path / 'hydra'}"]
+    monkeypatch.setattr(sys, "argv", ["engine", "-m", *base, *swept])
+    assert main() == 2
+    (sound,), (faulty,) = query(results, "select why from sweep order by job").rows
+    assert sound is None
+    assert re.fullmatch(r"ConfigError: task.names\[0\]: .*'nosuch'.*, and 1 more", faulty)
+    assert f"job 1: exit 2, {faulty.removeprefix('ConfigError: ')}\n" in capsys.readouterr().err
+
+
 def test_a_run_that_had_ended_before_its_job_books_no_time(tmp_path, monkeypatch, fake):
     write_tasks(tmp_path, 1)
     results = tmp_path / "results"
@@ -199,6 +214,39 @@ def test_a_run_that_had_ended_before_its_job_books_no_time(tmp_path, monkeypatch
     assert first == (True, 0.0)
     assert second[0] is False
     assert second[1] > 0
+
+
+class Held(FakeBackend):
+    """Most of a step's time goes by without a GPU: tracing, compiling."""
+
+    def judge(self, operator, source):
+        return replace(super().judge(operator, source), gpu_s=0.25)
+
+    def measure(self, operator, candidate, incumbent):
+        return replace(super().measure(operator, candidate, incumbent), gpu_s=0.5)
+
+    def confirm(self, operator, winner):
+        made = super().confirm(operator, winner)
+        timed = replace(super().measure(operator, winner, None), gpu_s=2.0)
+        return replace(made, verdict=replace(made.verdict, gpu_s=1.0), measurements=(timed, timed))
+
+
+def test_a_job_pays_the_gpu_for_as_long_as_its_steps_held_it(tmp_path, monkeypatch, fake):
+    monkeypatch.setattr(engine.run, "open_backend", lambda *_: Held(delay_s=0.001))
+    write_tasks(tmp_path, 1)
+    results = tmp_path / "results"
+    base = overrides(tmp_path, results, replay=False, backend="cuda")
+    swept = ["-m", *base, "run.label=paid,the_same,again", f"hydra.sweep.dir={tmp_path / 'hydra'}"]
+    monkeypatch.setattr(sys, "argv", ["engine", *swept])
+    assert main() == 0
+    kinds = dict(
+        query(results, "SELECT kind, count(*) FROM steps WHERE kind NOT IN ('reply', 'facts') GROUP BY kind").rows
+    )
+    each = {"verdict": 0.25, "baseline": 0.5, "timing": 0.5, "promotion": 0.5, "profile": 0.0, "confirm": 5.0}
+    assert {"verdict", "baseline", "timing", "confirm"} <= kinds.keys()
+    first, *others = query(results, "SELECT gpu_s, judge_s, judge_s <= wall_s FROM sweep ORDER BY job").rows
+    assert first[0] == pytest.approx(sum(each[kind] * n for kind, n in kinds.items()))
+    assert others == [(0.0, 0.0, True)] * 2
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ class Run:
         return {"score_kind": self.kind, "median_us": median, "lo_us": median * 0.9, "hi_us": median * 1.1, "n": 20}
 
     def draft(self, task: str, stage: str, name: str, speedup: float | None, *, sample: int = 0, **more: Json) -> None:
-        """One call and its candidate, timed when correct; `audit`, `promoted` and `category` in `more`."""
+        """One call and its candidate, timed when correct; `audit`, `promoted`, `ratio` and `category` in `more`."""
         slot = {"role": "seed" if stage == "seed" else "optimise", "attempt": 0, "sample": sample}
         where = {"task_id": task, "stage": stage}
         self.journal.write(
@@ -98,7 +98,7 @@ class Run:
         self.journal.write("ratio", **where, candidate_id=name, over="eager", **ratio)
         promoted = more.get("promoted", True)
         why = "faster" if promoted else "not faster"
-        fields = {"incumbent_id": None, "promoted": promoted, "why": why, "ratio": None}
+        fields = {"incumbent_id": None, "promoted": promoted, "why": why, "ratio": more.get("ratio")}
         self.journal.write("promotion", **where, candidate_id=name, **fields, durable=True)
 
     def verdict(self, where: Json, name: str, *, correct: bool) -> None:
@@ -177,16 +177,16 @@ class Run:
         fields = {"category": category, "parent_id": None, "audit": audit}
         self.journal.write("stage_started", task_id=task, stage=stage, **fields)
 
-    def confirmation(self, task: str, name: str) -> None:
+    def confirmation(self, task: str, name: str, outcome: str = "confirmed", reason: str | None = None) -> None:
         self.journal.write(
             "confirmation",
             task_id=task,
             candidate_id=name,
-            outcome="confirmed",
-            status="correct",
-            reason=None,
+            outcome=outcome,
+            status={"confirmed": "correct", "refused": "rejected"}.get(outcome, outcome),
+            reason=reason,
             mode="plan",
-            message="",
+            message=reason or "",
             error_ratio=1.0,
             variant=None,
             suite=None,
@@ -277,8 +277,8 @@ def write_results(results: Path) -> Path:
     for run_id in (LOW, HIGH):
         memo = Memo(results / "steps", run_id)
         memo.step("reply", {"prompt": 1}, lambda: ("code", {"usage": {"cost_usd": 0.01}, "latency_s": 2.0}))
-        memo.step("timing", {"source": 1}, lambda: ("times", {"wall_s": 3.5}))
-        memo.step("timing", {"source": run_id}, lambda: ("times", {"wall_s": 1.0}))
+        memo.step("timing", {"source": 1}, lambda: ("times", {"wall_s": 3.5, "gpu_s": 0.5}))
+        memo.step("timing", {"source": run_id}, lambda: ("times", {"wall_s": 1.0, "gpu_s": 0.25}))
     return results
 
 

@@ -202,6 +202,19 @@ def test_a_task_that_is_edited_back_is_said_again_and_what_it_found_is_not(path)
     assert events[-1]["kind"] == "run_ended"
 
 
+@pytest.mark.parametrize(("texts", "stored"), [("A", 1), ("AA", 1), ("AB", 2), ("ABA", 2), ("ABAB", 2)])
+def test_what_is_said_alike_of_each_text_of_a_task_is_written_for_each(path, texts, stored):
+    """Or nobody could tell what the present text took; of other tasks, and of the run, it is written once."""
+    for task_hash in texts:
+        journal = Journal(path, "r1")
+        started(journal, task_hash)
+        for task_id in ("a", "b", None):
+            journal.write("waiting", task_id=task_id, **WAITING)
+        journal.close()
+    asked = [e["task_id"] for e in read_events(path) if e["kind"] == "waiting"]
+    assert [asked.count(task_id) for task_id in ("a", "b", None)] == [stored, 1, 1]
+
+
 def test_durable_events_are_synced(path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(path.read_bytes().count(b"\n")))

@@ -18,7 +18,7 @@ from engine.journal import read_events
 from engine.report import texts
 from engine.report.__main__ import main
 from engine.report.detail import operators
-from engine.report.page import run_page, write_report
+from engine.report.page import run_page, spent, write_report
 from engine.report.sweep import reference_of, sweep_ids, sweep_page, sweep_runs, write_sweep
 from engine.report.words import number, seconds
 from tests.support.sample_journal import Writer, call, draft, end, promote, sample_events, start
@@ -87,6 +87,27 @@ def test_summary_says_geomean_median_fast_1_and_cost(tmp_path):
     assert "Scores: measured solved 2 of 4 geometric mean 1.00x over eager median 1.25x" in words
     assert "fast_1 0.25 1 of 4" in words
     assert "cost ? a call had no known price tokens 600 400 in, 200 out model calls 4 candidates 4" in words
+
+
+@pytest.mark.parametrize(
+    ("judged", "gpu_s"),
+    [
+        ([("a", "k1", "seed", 1.5, 0.25)], 0.25),
+        ([("a", "k1", "seed", 1.5, 0.25), ("a", "k1", "tile", 1.5, 0.25)], 0.25),
+        ([("a", "k1", "seed", 1.5, 0.25), ("a", "k1", "tile", 1.75, 0.25)], 0.5),
+        ([("a", "k1", "seed", 1.5, 0.25), ("a", "k2", "tile", 1.5, 0.25)], 0.5),
+        ([("a", "k1", "seed", 1.5, 0.25), ("b", "k1", "tile", 1.5, 0.25)], 0.5),
+        ([("a", "k1", "seed", None, None), ("a", "k1", "tile", 1.5, 0.25)], 0.25),
+    ],
+    ids=["one", "in_two_stages", "judged_anew", "two_candidates", "of_two_operators", "an_older_engine_does_not_say"],
+)
+def test_gpu_time_counts_a_step_once(judged, gpu_s):
+    write = Writer()
+    for task, name, stage, wall_s, held in judged:
+        write("verdict", task, stage, candidate_id=name, status="correct", wall_s=wall_s, gpu_s=held)
+    assert spent(write.events, ()).gpu_s == pytest.approx(gpu_s)
+    write("confirmation", "a", candidate_id="k1", outcome="confirmed", gpu_s=1.0)
+    assert spent(write.events, ()).gpu_s == pytest.approx(gpu_s + 1.0)
 
 
 def test_kinds_of_score_have_totals_of_their_own(tmp_path):
@@ -243,6 +264,16 @@ def test_an_unfinished_journal_gives_a_page(tmp_path, cut):
     words = page(tmp_path, sample_events()[:cut]).text
     assert "unfinished" in words
     assert ("alpha" in words) == (cut > 2)
+
+
+def test_a_run_that_began_a_task_again_is_unfinished(tmp_path):
+    write = Writer()
+    write.events = sample_events()
+    assert "Summary failed" in page(tmp_path, write.events).text
+    start(write, "alpha", "pointy")
+    assert "Summary unfinished" in page(tmp_path, write.events).text
+    write("run_ended", outcome="done", tasks=4, failed=[], wall_s=1.0)
+    assert "Summary done" in page(tmp_path, write.events).text
 
 
 def test_a_journal_of_an_older_engine_gives_a_page(tmp_path, capsys):
@@ -430,6 +461,14 @@ class TestSweep:
         low, high = self.jobs(results)
         nothing = replace(high, rows=(), outcome="unfinished")
         assert "1 done, job 1 unfinished" in Page(sweep_page("s", [low, nothing])).text
+
+    def test_a_job_that_began_a_task_again_is_unfinished(self, results):
+        path = results / "runs" / HIGH / "events.jsonl"
+        events = read_events(path)
+        again = next(event for event in events if event["kind"] == "task_started") | {"seq": len(events)}
+        path.write_text(path.read_text() + json.dumps(again) + "\n")
+        words = Page(write_sweep(results, "sweep1", sweep_runs(results, "sweep1")).read_text()).text
+        assert "1 done, job 1 unfinished" in words
 
     def test_a_job_that_could_not_run_says_why(self, results):
         head = {"v": 1, "run_id": "d" * 16, "t": 1.0, "task_id": None, "stage": None}

@@ -214,11 +214,12 @@ def test_summary(filled):
 def test_sweep(filled):
     low, high = dicts(filled, "FROM sweep ORDER BY job")
     expected = {"sweep_id": "sweep1", "job": 0, "overrides": "thresholds.small=0.2", "small": 0.2, "floor": 1.1}
-    expected |= {"tasks": 2, "solved": 2, "score_kind": "measured", "tokens": 6000, "gpu_s": 4.5, "wall_s": 60.0}
+    expected |= {"tasks": 2, "solved": 2, "score_kind": "measured", "tokens": 6000, "gpu_s": 0.75, "wall_s": 60.0}
     expected |= {"stages_run": 2, "stages_skipped": 1, "exits": 0, "outcome": "done", "run_id": LOW}
-    expected |= {"why": None, "found": False, "unpriced": 0}
+    expected |= {"why": None, "found": False, "unpriced": 0, "judge_s": 4.5}
     assert low == {**expected, "geomean": pytest.approx(1.0), "usd": pytest.approx(0.05)}
-    assert (high["small"], high["stages_run"], high["exits"], high["gpu_s"]) == (0.3, 1, 1, 1.0)
+    assert (high["small"], high["stages_run"], high["exits"]) == (0.3, 1, 1)
+    assert (high["gpu_s"], high["judge_s"]) == (0.25, 1.0), "the memo gave it the step that the other job paid for"
     assert high["geomean"] == pytest.approx(math.sqrt(0.5))
 
 
@@ -283,8 +284,8 @@ def test_calls_without_a_known_price_are_counted(filled, tmp_path):
 
 
 def test_steps_are_what_was_really_done(filled):
-    paid = rows(filled, "SELECT run_id, kind, count(*), sum(wall_s) FROM steps GROUP BY ALL ORDER BY ALL")
-    assert paid == [(LOW, "reply", 1, 2.0), (LOW, "timing", 2, 4.5), (HIGH, "timing", 1, 1.0)]
+    paid = rows(filled, "SELECT run_id, kind, count(*), sum(wall_s), sum(gpu_s) FROM steps GROUP BY ALL ORDER BY ALL")
+    assert paid == [(LOW, "reply", 1, 2.0, None), (LOW, "timing", 2, 4.5, 0.75), (HIGH, "timing", 1, 1.0, 0.25)]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.errors import MissingError
+from engine.results.comparing import as_text
 from engine.store import compare, ingest
 from engine.store.query import reader
 from engine.store.selection import select
@@ -14,8 +15,9 @@ from tests.support.synthetic_results import Run
 A, B = "a" * 16, "b" * 16
 
 
-def written(results, run_id, speedups, *, kind="measured", job=None, label=None, device="H200", **tasks):
-    """A run with one seed for each task; intervals are ten per cent wide each way."""
+def written(results, run_id, speedups, *, kind="measured", job=None, label=None, device="H200", going=(), **tasks):
+    """A run with one seed for each task; intervals are ten per cent wide each way. Tasks in `going` have not ended, nor
+    has their run."""
     run = Run(results, run_id, kind=kind, thresholds={"small": 0.2 if run_id == A else 0.3})
     run.start("cuda", device, job and ("sweep1", *job))
     if label:
@@ -24,8 +26,12 @@ def written(results, run_id, speedups, *, kind="measured", job=None, label=None,
         run.task(tasks.get(task, task), "flat" if task == "relu" else "windows")
         run.draft(task, "seed", f"{task}{run_id[:4]}", speedup, category="windows")
         best = f"{task}{run_id[:4]}" if speedup else None
-        run.task_end(task, "windows", "done" if speedup else "unsolved", best, speedup)
-    run.end(len(speedups), wall_s=1.0)
+        if task not in going:
+            run.task_end(task, "windows", "done" if speedup else "unsolved", best, speedup)
+    if going:
+        run.journal.close()
+    else:
+        run.end(len(speedups), wall_s=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +94,39 @@ def test_several_runs_give_their_geometric_mean_and_mean_cost(results):
     assert (conv.score_kind, conv.b.speedup) == ("measured", pytest.approx(2.0))
     assert conv.cost_b.tokens == 1200
     assert "'model=m' is 4 runs; per task their geometric mean and mean cost" in found.remarks
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "third", "pairs", "unfinished", "remarks"),
+    [
+        ((), ("conv",), None, {"gemm": 2.0}, ("conv",), ("'B' has not ended",)),
+        (("conv",), (), None, {"gemm": 2.0}, ("conv",), ("'A' has not ended",)),
+        ((), (), None, {"conv": 2.0, "gemm": 2.0}, (), ()),
+        ((), ("conv",), (), {"conv": 8.0, "gemm": 4.0}, (), ("of the runs of 'B' 1 has not ended",)),
+        ((), ("conv",), ("conv", "gemm"), {"gemm": 2.0}, ("conv",), ("of the runs of 'B' 2 have not ended",)),
+    ],
+    ids=["unfinished_in_b", "unfinished_in_a", "all_ended", "ended_in_another_run", "ended_in_no_run"],
+)
+def test_a_task_that_has_not_ended_is_no_loss(tmp_path, a, b, third, pairs, unfinished, remarks):
+    written(tmp_path, A, {"conv": 1.0, "gemm": 1.0}, going=a, label="A")
+    written(tmp_path, B, {"conv": 2.0, "gemm": 2.0, "later": 1.0}, going=b, label="B")
+    if third is not None:
+        written(tmp_path, "c" * 16, {"conv": 8.0, "gemm": 8.0}, going=third, label="B")
+    ingest(tmp_path)
+    found = compare(tmp_path, "A", "B")
+    assert {pair.task_id: pair.ratio for pair in found.pairs} == {name: pytest.approx(r) for name, r in pairs.items()}
+    assert (found.unfinished, found.only_a, found.only_b) == (unfinished, (), ("later",))
+    assert found.remarks[-1:] == remarks
+    assert ("left out, not ended: conv\n" in as_text(found)) == bool(unfinished)
+    assert sum(group.loss for group in found.groups) == 0
+
+
+def test_what_has_not_ended_on_one_side_alone_is_only_there(tmp_path):
+    written(tmp_path, A, {"conv": 1.0, "mine": 1.0}, going=("mine",))
+    written(tmp_path, B, {"conv": 1.0})
+    ingest(tmp_path)
+    found = compare(tmp_path, A, B)
+    assert (found.only_a, found.unfinished) == (("mine",), ())
 
 
 def unpriced(results, run_id, task):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.journal import Journal
+from engine.journal import EVENTS, Journal
 from engine.memo import Memo
 from engine.store import ingest, query
 from engine.store.describe import describe, meaning
@@ -148,6 +148,11 @@ def test_wilson(filled, k, n, lower, upper):
     assert found == pytest.approx((lower, upper), abs=1e-6)
 
 
+def test_of_none_and_of_all_an_end_is_that_of_all_shares(filled):
+    ends = "min(wilson_upper(n, n)), max(wilson_upper(n, n)), max(wilson_lower(0, n))"
+    assert query(filled, f"SELECT {ends} FROM range(1, 5000) AS t (n)").rows == ((1.0, 1.0, 0.0),)
+
+
 def test_wilson_of_nothing_is_unknown(filled):
     assert query(filled, "SELECT wilson_lower(0, 0), wilson_upper(0, 0)").rows == ((None, None),)
 
@@ -187,6 +192,19 @@ def test_llm_usage_has_calls_and_what_went_wrong(filled):
     assert (seed["calls"], seed["input_tokens"], seed["usd"], seed["retries"]) == (3, 3000, pytest.approx(0.03), 0)
     (failed,) = dicts(filled, "FROM llm_usage WHERE failed > 0")
     assert (failed["role"], failed["calls"], failed["model"], failed["provider"]) == ("repair", 0, "m", "replay")
+
+
+def test_another_prompt_than_the_recorded_one_is_no_call_that_failed(tmp_path):
+    run = Run(tmp_path, LOW, kind="measured", thresholds={})
+    run.start("cuda", "H200", None)
+    run.task("conv", "flat")
+    run.draft("conv", "seed", "best", 2.0, category="flat")
+    for number, kind in enumerate(("prompt_drift", "advice_unreadable", "reply_unusable")):
+        slot = {} if kind == "prompt_drift" else {"role": "seed", "attempt": number, "sample": 0}
+        run.journal.write(kind, task_id="conv", stage="seed", **dict.fromkeys(EVENTS[kind]) | slot)
+    run.end(1, wall_s=1.0)
+    ingest(tmp_path)
+    assert query(tmp_path, "SELECT role, calls, unusable, failed FROM llm_usage").rows == (("seed", 1, 1, 0),)
 
 
 def test_stage_cost_is_model_and_judge(filled):
@@ -270,9 +288,10 @@ def test_a_run_that_made_every_step_saved_nothing(tmp_path):
         run.journal.write("step", **where, step_kind="verdict", step=step.key, wall_s=4.5)
         run.end(1, wall_s=1.0)
     ingest(tmp_path)
-    text = (ROOT / "docs" / "queries.sql").read_text(encoding="utf-8")
-    sql = text.partition("-- What the memo saved")[2].partition("\n")[2].partition(";")[0]
-    assert query(tmp_path, sql).rows == (("a" * 16, 1, 4.5, 1, 4.5, 0.0), ("b" * 16, 1, 4.5, 0, 0.0, 4.5))
+    assert query(tmp_path, named_query("What the memo saved")).rows == (
+        ("a" * 16, 1, 4.5, 1, 4.5, 0.0),
+        ("b" * 16, 1, 4.5, 0, 0.0, 4.5),
+    )
 
 
 def test_a_job_that_went_on_for_an_edited_task_was_not_found(tmp_path):
@@ -288,6 +307,99 @@ def test_a_job_that_went_on_for_an_edited_task_was_not_found(tmp_path):
     run.end(1, wall_s=2.0)
     ingest(tmp_path)
     assert query(tmp_path, "SELECT found, wall_s FROM sweep").rows == ((False, 3.0),)
+
+
+def named_query(title):
+    """The statement of docs/queries.sql whose title begins so."""
+    text = (ROOT / "docs" / "queries.sql").read_text(encoding="utf-8")
+    lines = text.partition(f"-- {title}")[2].partition(";")[0].splitlines()[1:]
+    return "\n".join(line for line in lines if not line.startswith("--"))
+
+
+@pytest.mark.parametrize(
+    ("jobs", "cheapest"),
+    [
+        ([({"conv": 2.0}, 3), ({"conv": 1.99}, 2), ({"conv": 1.0}, 1)], 1),
+        ([({"conv": 2.0, "relu": 2.0}, 3), ({"conv": 8.0, "relu": None}, 1)], 0),
+        ([({"conv": 2.0}, 2), ({"conv": 2.0}, 2)], 0),
+        ([({"conv": 1.9}, 1), ({"conv": 2.0}, 2)], 1),
+    ],
+    ids=["fewest_tokens_of_the_best", "a_job_that_solves_fewer", "equal_jobs", "too_slow"],
+)
+def test_the_cheapest_job_is_one_row(tmp_path, jobs, cheapest):
+    """Of each job the speed-ups of its tasks, and how many drafts each task took."""
+    for job, (speedups, drafts) in enumerate(jobs):
+        run = Run(tmp_path, f"{job}" * 16, kind="measured", thresholds={})
+        run.start("cuda", "H200", ("sweep1", job, []))
+        for task, speedup in speedups.items():
+            run.task(task, "flat")
+            for sample in range(drafts):
+                run.draft(task, "seed", f"{task}{sample}", speedup, sample=sample, category="flat")
+            run.task_end(task, "flat", "done" if speedup else "unsolved", f"{task}0" if speedup else None, speedup)
+        run.end(len(speedups), wall_s=1.0)
+    ingest(tmp_path)
+    assert [row["job"] for row in dicts(tmp_path, named_query("The cheapest job"))] == [cheapest]
+
+
+@pytest.mark.parametrize(
+    ("backend", "paid", "gpu_s", "judge_s"),
+    [
+        ("cuda", {}, 0.0, 0.0),
+        ("cuda", {"reply": None, "facts": None}, 0.0, 0.0),
+        ("cuda", {"verdict": 0.25, "timing": 0.5, "reply": None}, 0.75, 4.0),
+        ("cuda", {"verdict": 0.25, "profile": None}, 0.25, 4.0),
+        ("cuda", {"profile": None}, 0.0, 2.0),
+        ("cuda", {"verdict": 0.25, "timing": None}, None, 4.0),
+        ("cpu", {"verdict": 0.0, "timing": None}, 0.0, 4.0),
+    ],
+    ids=["nothing_paid", "no_judge", "held", "no_profile_tells", "a_profile_alone", "an_older_ledger", "no_gpu"],
+)
+def test_a_jobs_gpu_seconds_are_those_of_the_steps_it_paid_for(tmp_path, backend, paid, gpu_s, judge_s):
+    run = Run(tmp_path, "a" * 16, kind="measured", thresholds={})
+    run.start(backend, "H200", ("sweep1", 0, []))
+    memo = Memo(tmp_path / "steps", "a" * 16)
+    for kind, held in paid.items():
+        cost = {"wall_s": 2.0} if held is None else {"wall_s": 2.0, "gpu_s": held}
+        memo.step(kind, {"of": kind}, lambda cost=cost: ("outcome", cost))
+    run.end(0, wall_s=9.0)
+    ingest(tmp_path)
+    sql = "SELECT gpu_s, judge_s FROM sweep ORDER BY sweep_id"
+    assert query(tmp_path, sql).rows == ((gpu_s, judge_s),)
+    journal = Journal(tmp_path / "runs" / ("a" * 16) / "events.jsonl", "a" * 16)
+    journal.write("sweep_job", sweep_id="sweep2", job=0, overrides=[])
+    journal.close()
+    ingest(tmp_path)
+    assert query(tmp_path, sql).rows == ((gpu_s, judge_s), (0.0, 0.0)), "a job that finds its run ended pays nothing"
+
+
+@pytest.mark.parametrize(
+    ("marks", "outcome", "wall_s"),
+    [
+        ("start", "unfinished", None),
+        ("start done", "done", 1.0),
+        ("start done start", "unfinished", 1.0),
+        ("start done start failed", "failed", 3.0),
+        ("start failed done", "done", 3.0),
+        ("done", "done", 1.0),
+    ],
+    ids=["never_ended", "ended", "begun_again", "ended_again", "tried_again", "without_tasks"],
+)
+def test_a_run_has_ended_when_no_task_was_started_after_its_end(tmp_path, marks, outcome, wall_s):
+    """An edited task begins again; what its run said before is not its end. `wall_s`: of commands that ended."""
+    run = Run(tmp_path, "a" * 16, kind="measured", thresholds={})
+    run.start("cuda", "H200", ("sweep1", 0, []))
+    walls = iter((1.0, 2.0))
+    for number, mark in enumerate(marks.split()):
+        if mark == "start":
+            run.task("conv", "flat", text=str(number))
+        else:
+            run.journal.write("run_ended", outcome=mark, tasks=1, failed=[], wall_s=next(walls))
+    run.journal.close()
+    ingest(tmp_path)
+    ended = outcome != "unfinished"
+    assert query(tmp_path, "SELECT outcome, ended IS NOT NULL, wall_s FROM runs").rows == ((outcome, ended, wall_s),)
+    if "start" in marks:
+        assert query(tmp_path, "SELECT outcome, wall_s FROM sweep").rows == ((outcome, wall_s),)
 
 
 def test_the_schema_is_described_as_it_is():

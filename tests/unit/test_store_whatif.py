@@ -197,6 +197,28 @@ def test_an_audit_tells_what_the_stage_would_cost_and_find(tmp_path, found, gain
     assert total.gain_lost == pytest.approx(1 / gain)
 
 
+@pytest.mark.parametrize(
+    ("finds", "gain"),
+    [
+        pytest.param({"tune": 1.5}, 1.5, id="one"),
+        pytest.param({"fuse": 1.5, "tune": 2.0}, 2.0, id="two"),
+        pytest.param({"fuse": 2.0, "tune": 1.0}, 2.0, id="one-found-nothing"),
+        pytest.param({"fuse": 1.0, "tune": 0.5}, 1.0, id="none-found-anything"),
+        pytest.param({"tile": 1.5, "fuse": 3.0, "tune": 2.0}, 3.0, id="three"),
+    ],
+)
+def test_of_several_audits_the_largest_find_counts(tmp_path, finds, gain):
+    """Each is over the same best, whose speed-up is 1.0: they do not add up."""
+    plan(tmp_path, "a" * 16, audited=tuple(finds), speedups=(1.0, 1.0, 1.0), gains=(1.0, 1.0, 1.0))
+    run = Run(tmp_path, "a" * 16, kind="measured", thresholds={"small": 0.5})
+    for stage, found in finds.items():
+        run.draft("conv", stage, f"audit-{stage}", found, category="windows", audit=True, promoted=False)
+    run.end(1, wall_s=1.0)
+    decisions, told = replayed(tmp_path, "headroom < 0", "at_floor")
+    assert decisions == [(stage, "runs", pytest.approx(1 / max(1.0, found))) for stage, found in finds.items()]
+    assert told.totals[0].gain_lost == pytest.approx(1 / gain)
+
+
 def test_without_a_stage_that_ended_the_plan_it_goes_on(tmp_path):
     plan(tmp_path, "a" * 16, exits=("fuse",))
     decisions, found = replayed(tmp_path, "headroom < 6", "at_floor")
@@ -277,12 +299,13 @@ def test_scope(tmp_path):
         replayed(tmp_path, "speed < 1")
 
 
-def required(results, drafts, *, obey=False, stage="tile", outcome="done"):
+def required(results, drafts, *, obey=False, stage="tile", outcome="done", text=""):
     """A stage with requirement `few`, `launches <= 2`. `drafts`: launches and the paired ratio of each kernel, None
-    where it did not become the best. Where it is obeyed, one that breaks it has the next one as its repair."""
+    where it did not become the best. Where it is obeyed, one that breaks it has the next one as its repair. `text`: of
+    the task, and before each name."""
     run = Run(results, "a" * 16, kind="measured", thresholds={"most": 2.0})
     run.start("cuda", "H200", None)
-    run.task("conv", "windows")
+    run.task("conv", "windows", text=text)
     where = {"task_id": "conv", "stage": stage}
     sample = attempt = 0
     for number, (launches, ratio) in enumerate(drafts):
@@ -290,9 +313,9 @@ def required(results, drafts, *, obey=False, stage="tile", outcome="done"):
         slot = {"role": "repair" if attempt else "optimise", "attempt": attempt, "sample": sample}
         call = {"input_tokens": 1000, "output_tokens": 200, "cost_usd": 0.01, "latency_s": 2.0}
         run.journal.write("llm_call", **where, **dict.fromkeys(EVENTS["llm_call"]) | slot | call)
-        kernel = {"candidate_id": f"k{number}"}
+        kernel = {"candidate_id": f"{text}k{number}"}
         run.journal.write("candidate", **where, **dict.fromkeys(EVENTS["candidate"]) | slot | kernel)
-        run.verdict(where, f"k{number}", correct=True)
+        run.verdict(where, kernel["candidate_id"], correct=True)
         said = {"rule": "few", "rule_kind": "require", "fired": broken, "obeyed": broken and obey}
         said |= {"outcome": "unknown" if launches is None else "false" if broken else "true"}
         said |= {"operands": {"launches": launches, "thresholds.most": 2.0}}
@@ -303,8 +326,8 @@ def required(results, drafts, *, obey=False, stage="tile", outcome="done"):
         decided = {"promoted": ratio is not None, "ratio": ratio}
         run.journal.write("promotion", **where, **dict.fromkeys(EVENTS["promotion"]) | decided | kernel)
         sample, attempt = sample + 1, 0
-    run.stage_end("conv", stage, outcome, best="k0", speedup=2.0, gain=2.0, category="windows")
-    run.task_end("conv", "windows", "done", "k0", 2.0)
+    run.stage_end("conv", stage, outcome, best=f"{text}k0", speedup=2.0, gain=2.0, category="windows")
+    run.task_end("conv", "windows", "done", f"{text}k0", 2.0)
     run.end(1, wall_s=1.0)
 
 
@@ -357,6 +380,24 @@ def test_a_looser_requirement_accepts_what_was_refused_and_saves_its_repairs(tmp
     assert kernels(tmp_path, "launches <= 1")[0] == []
 
 
+@pytest.mark.parametrize(
+    ("texts", "repairs"),
+    [
+        pytest.param({"A": 2}, [("Ak0", 2)], id="not-edited"),
+        pytest.param({"A": 2, "B": 1}, [("Bk0", 1)], id="one-repair-of-the-present"),
+        pytest.param({"A": 2, "B": 0}, [], id="none-of-the-present"),
+    ],
+)
+def test_repairs_are_those_of_the_present_text(tmp_path, texts, repairs):
+    """Each text has one draft that is refused until its repairs are enough; `texts`: how many it took."""
+    for text, count in texts.items():
+        required(tmp_path, [*[(3, None)] * count, (1, 2.0)], obey=True, text=text)
+    found = kernels(tmp_path, "launches <= 3")[1]
+    first = [made for made in found.decisions if made.candidate_id.endswith("k0")]
+    assert [(made.candidate_id, made.saved.calls) for made in first] == repairs
+    assert found.totals[0].plans == 1
+
+
 def test_a_kernel_that_another_requirement_refused_stays_refused(tmp_path):
     required(tmp_path, [(4, None), (1, 2.0)], obey=True)
     path = tmp_path / "runs" / ("a" * 16) / "events.jsonl"
@@ -365,6 +406,15 @@ def test_a_kernel_that_another_requirement_refused_stays_refused(tmp_path):
     other = json.loads(mine) | {"rule": "other"}
     path.write_text("".join(lines) + json.dumps(other, separators=(",", ":")) + "\n", encoding="utf-8")
     assert kernels(tmp_path, "launches <= 9")[0] == []
+
+
+def test_a_requirement_loses_nothing_with_a_kernel_that_was_refused_as_it_was_confirmed(tmp_path):
+    required(tmp_path, [(2, 2.0)])
+    assert kernels(tmp_path, "launches <= 1")[0] == [("k0", "refused", 2.0)]
+    run = Run(tmp_path, "a" * 16, kind="measured", thresholds={})
+    run.confirmation("conv", "k0", "refused", "crash")
+    run.journal.close()
+    assert kernels(tmp_path, "launches <= 1")[0] == [("k0", "refused", 1.0)]
 
 
 def test_an_audit_is_no_part_of_the_plan(tmp_path):
