@@ -27,7 +27,7 @@ from engine.canonical import Json
 from engine.codec import decode
 from engine.judging import child, child_run
 from engine.judging.inputs import Program, map_tensors, replay
-from engine.judging.reference import fill_parameters
+from engine.judging.reference import fill_entries
 from engine.judging.wire import Channel
 
 CPU = "cpu"
@@ -64,8 +64,8 @@ def redirect(device: str) -> None:
     def drawn(program: Program, _: str, seed: int, suite: str) -> Any:
         return map_tensors(replay(program, CPU, seed, suite), lambda tensor: tensor.to(device))
 
-    def filled(model: Any, specs: Any, kept: Any, _: str, seed: int, suite: str) -> None:
-        fill_parameters(model, specs, kept, CPU, seed, suite)
+    def filled(entries: Any, specs: Any, kept: Any, _: str, seed: int, suite: str) -> None:
+        fill_entries(entries, specs, kept, CPU, seed, suite)
 
     def compared(old: torch.Tensor, new: torch.Tensor) -> bool:
         return same(old.cpu(), new.cpu())
@@ -75,7 +75,7 @@ def redirect(device: str) -> None:
         described = {"plain": plain, "type": type(tensor).__name__, "device": tensor.device.type}
         return {**write(path, tensor.detach().cpu()), **described, "stride": list(tensor.stride())}
 
-    ours = {"replay": drawn, "fill_parameters": filled, "_same": compared, "_write": written}
+    ours = {"replay": drawn, "fill_entries": filled, "_same": compared, "_write": written}
     for name, function in ours.items():
         setattr(child_run, name, function)
     for name in WAITING:

@@ -7,6 +7,7 @@ candidate is rejected, failed or undecided, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
 import sys
@@ -28,6 +29,9 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Judge what the command line names; the exit code."""
     options = _options(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name may hold what is no UTF-8.
+        sys.stdout.reconfigure(errors="backslashreplace")
     made: list[Judgement] = []
     try:
         for one in _judge(options):

@@ -25,8 +25,10 @@ IMPORT_S = 120.0
 REFERENCE_FORM = "REFERENCE is a file with Model, get_inputs and get_init_inputs, or the name of a bundled task"
 CANDIDATE_FORM = "each CANDIDATE is a Python file with a class ModelNew, or a folder of such files"
 
-_IMPORTS = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='reference')"
-_RUNS = """
+_END = "the reference came to its end"
+_IMPORTS = f"import runpy, sys; runpy.run_path(sys.argv[1], run_name='reference'); print({_END!r})"
+_RUNS = (
+    """
 import runpy, sys, torch
 reference = runpy.run_path(sys.argv[1], run_name="reference")
 given, named = list(reference["get_init_inputs"]()), {}
@@ -35,6 +37,8 @@ if len(given) == 2 and isinstance(given[0], (list, tuple)) and isinstance(given[
 with torch.no_grad():
     reference["Model"](*given, **named)(*reference["get_inputs"]())
 """
+    + f"print({_END!r})\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,11 @@ def read_candidates(paths: Iterable[PathLike], reference: PathLike) -> tuple[Can
     order within a folder. Raises ConfigError with all that is absent, empty or unreadable."""
     faults: list[Fault] = []
     own = Path(reference).expanduser()
-    files = dict.fromkeys(file for path in paths for file in _files(Path(path).expanduser(), own, faults))
+    # Path("") is the working folder, which an empty variable of a shell hardly meant.
+    given = list(paths)
+    named = [path for path in given if path != ""]
+    faults += [Fault("candidate", "expected a file or a folder, got an empty text")] * (len(given) - len(named))
+    files = dict.fromkeys(file for path in named for file in _files(Path(path).expanduser(), own, faults))
     found = [candidate for file in files if (candidate := _candidate(file, faults)) is not None]
     if not files and not faults:
         faults.append(Fault("candidate", "expected at least one, got none"))
@@ -104,7 +112,7 @@ def _candidate(file: Path, faults: list[Fault]) -> Candidate | None:
 
 def _text(what: str, file: Path, faults: list[Fault]) -> str | None:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         faults.append(Fault(what, "no such file", str(file)))
     except (OSError, UnicodeDecodeError) as error:
@@ -205,7 +213,9 @@ def _require(script: str, module: Path, file: Path, what: str, scratch: Path) ->
     except subprocess.TimeoutExpired as error:
         problem = f"expected {what}, found one that takes longer than {IMPORT_S:g} s"
         raise ConfigError([Fault("reference", problem, str(file))]) from error
-    if done.returncode != 0:
-        said = done.stderr.strip().rpartition("\n")[2] or f"its process ended with status {done.returncode}"
+    # sys.exit(0) ends a process as if all were well.
+    if done.returncode != 0 or _END not in done.stdout:
+        left = f"it ends its own process, with status {done.returncode}"
+        said = (done.stderr.strip().rpartition("\n")[2] if done.returncode != 0 else "") or left
         hint = f"{sys.executable} {file} shows the whole error" if script is _IMPORTS else REFERENCE_FORM
         raise ConfigError([Fault("reference", f"expected {what}: {said}", str(file))], hint=hint)

@@ -17,12 +17,17 @@ EAGER = "eager"
 
 def lines(made: Judgement) -> str:
     """What happened, why, how exact, how fast and with what work; only lines that have something to say."""
-    told = [_head(made), *_numbers(made), *_times(made), *_work(made), *_confirmation(made)]
-    told += [f"  remark    {remark}" for remark in made.remarks]
+    told = [*_head(made), *_numbers(made), *_times(made), *_work(made), *_confirmation(made)]
+    told += [f"  remark    {' '.join(remark.split())}" for remark in made.remarks]
     if made.seed is not None:
         layers = ", ".join(made.sandbox) or "none: no process of the candidate was started"
         told.append(f"  run       seed {made.seed}; sandbox {layers}")
-    return "\n".join(told) + "\n"
+    return "\n".join(map(_printable, told)) + "\n"
+
+
+def _printable(line: str) -> str:
+    """What a candidate said cannot begin a line, nor move a terminal's cursor."""
+    return "".join(letter if letter.isprintable() else " " for letter in line)
 
 
 def under(made: Judgement) -> str:
@@ -44,11 +49,11 @@ def table(made: Sequence[Judgement]) -> str:
     return "\n".join([*rows, f"{sum(one.correct for one in made)} of {len(made)} correct"]) + "\n"
 
 
-def _head(made: Judgement) -> str:
+def _head(made: Judgement) -> list[str]:
     words = made.status.value if made.reason is None else f"{made.status.value}, {made.reason.value}"
     words += f" ({made.mode.value})" if made.mode is not None else ""
     said = made.error if made.error is not None else made.message
-    return f"{made.candidate}: {words}" + (f"\n  why       {_line(said)}" if said else "")
+    return [f"{made.candidate}: {words}", *([f"  why       {_line(said)}"] if said else [])]
 
 
 def _line(text: str) -> str:
@@ -132,7 +137,7 @@ def _cells(made: Judgement) -> tuple[str, ...]:
     eager = next((ratio for ratio in made.speedups if ratio.over == EAGER), None)
     fastest = min(made.speedups, key=lambda ratio: ratio.value, default=None)
     return (
-        made.candidate,
+        _printable(made.candidate),
         made.status.value,
         "-" if made.reason is None else made.reason.value,
         "-" if made.error_ratio is None else f"{made.error_ratio:.3g}",

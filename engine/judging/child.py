@@ -94,8 +94,9 @@ def decode_plain(value: Json) -> Any:
 def describe(error: BaseException) -> Json:
     """What a repair prompt needs of an exception: type, text, and the frames that lie in the candidate's file."""
     chain = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
+    # `raise e from e` makes a ring.
+    while (cause := chain[-1].__cause__) is not None and not any(cause is link for link in chain):
+        chain.append(cause)
     frames = []
     for link in reversed(chain):
         for frame in traceback.extract_tb(link.__traceback__):
@@ -107,8 +108,15 @@ def describe(error: BaseException) -> Json:
     innermost = traceback.extract_tb(root.__traceback__)[-1:] if root.__traceback__ else []
     return {
         "type": type(root).__name__,
-        "message": str(root)[:4000],
+        "message": _text_of(root)[:4000],
         "frames": frames[-TRACEBACK_LINES:],
         "origin": innermost[0].filename if innermost else "",
         "outer": type(error).__name__,
     }
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as other:  # noqa: BLE001 - the same boundary: the text is made by the candidate's __str__
+        return f"(its text cannot be had: str() raises {type(other).__name__})"

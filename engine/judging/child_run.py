@@ -9,9 +9,11 @@ the held outputs as raw files. Answers are parsed by `answers.py`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -23,9 +25,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from engine.canonical import Json
 from engine.codec import decode
 from engine.judging import child, interpreter, pretend
-from engine.judging.host_ops import OpRecorder, row_of, values_read
+from engine.judging.host_ops import OpRecorder, foreign_kind, row_of, values_read
 from engine.judging.inputs import ParamSpec, Program, flatten, replay
-from engine.judging.reference import fill_parameters, tree_of
+from engine.judging.reference import fill_entries, tree_of
 from engine.judging.untouched import Untouched
 from engine.judging.wire import PART_BYTES, Channel, read_raw
 
@@ -41,7 +43,12 @@ class RunState:
     model: Any = None
     params: tuple[ParamSpec, ...] = ()
     kept: dict[str, torch.Tensor] = field(default_factory=dict)
-    held: dict[str, Any] = field(default_factory=dict)
+    entries: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Of the state_dict, asked for once, before there are inputs: the model may override what answers."""
+    owned: frozenset[str] = frozenset()
+    """Those of the entries that are the modules' own tensors, and no copies."""
+    held: dict[str, tuple[list[torch.Tensor], Json]] = field(default_factory=dict)
+    """Results by call: their tensors and their tree, as they were when forward() returned."""
     launches: Counter[str] = field(default_factory=Counter)
     tuning: bool = False
     inputs: Any = None
@@ -83,7 +90,10 @@ def load(state: RunState, message: Json) -> Json:
         state.model = state.model.to(state.device)
     state.kept = _kept_values(state)
     state.inputs = None
-    shapes = {name: list(value.shape) for name, value in state.model.state_dict().items()}
+    state.entries = dict(state.model.state_dict(keep_vars=True))
+    own = _own_tensors(state.model, "")
+    state.owned = frozenset(name for name, value in own if state.entries.get(name) is value)
+    shapes = {name: list(value.shape) for name, value in _entries(state).items()}
     return {"state": shapes, "replaced": state.replaced()}
 
 
@@ -131,32 +141,50 @@ def _kept_values(state: RunState) -> dict[str, torch.Tensor]:
     return kept
 
 
+def _entries(state: RunState) -> dict[str, torch.Tensor]:
+    """The state_dict's tensors as the modules have them now, without a call of what the candidate may override."""
+    now = dict(_own_tensors(state.model, ""))
+    found = {name: now.get(name, old) if name in state.owned else old for name, old in state.entries.items()}
+    for name, value in found.items():
+        if foreign_kind([type(value)]) is not None:
+            raise TypeError(f"the entry {name} of state_dict is a {type(value).__name__}, expected a plain tensor")
+    return found
+
+
+def _own_tensors(module: torch.nn.Module, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+    own = object.__getattribute__(module, "__dict__")
+    for kind in ("_parameters", "_buffers"):
+        yield from ((prefix + name, value) for name, value in dict.items(own[kind]) if value is not None)
+    for name, inner in dict.items(own["_modules"]):
+        if inner is not None:
+            yield from _own_tensors(inner, f"{prefix}{name}.")
+
+
 def call(state: RunState, message: Json) -> Json:
     """One forward(); parameters are rewritten in place first."""
     inputs = _inputs(state, message)
-    fill_parameters(state.model, state.params, state.kept, state.device, message["params_seed"], message["suite"])
-    before = [tensor.clone() for tensor in flatten(inputs)]
-    held = {name: value.detach().clone() for name, value in state.model.state_dict().items()}
+    entries = _entries(state)
+    fill_entries(entries, state.params, state.kept, state.device, message["params_seed"], message["suite"])
+    before = [torch.Tensor.clone(tensor) for tensor in flatten(inputs)]
+    held = {name: torch.Tensor.clone(torch.Tensor.detach(value)) for name, value in entries.items()}
     recorder = OpRecorder() if message["count_ops"] else None
     state.launches.clear()
     pretend.GIVEN.values = 0
     interpreter.ORDER.backwards = message["backwards"]
     started = time.perf_counter()
-    with torch.no_grad(), state.mode(message["poison"], guard=message["guard"]) as mode:
-        if recorder is None:
-            result = state.model(*inputs)
-        else:
-            with recorder:
-                result = state.model(*inputs)
+    watched = contextlib.nullcontext() if recorder is None else recorder
+    with torch.no_grad(), state.mode(message["poison"], guard=message["guard"]) as mode, watched:
+        result = state.model(*inputs)
+        state.held[message["id"]] = flatten(result), tree_of(result)
+        # What a result of the candidate's own kind does when it goes, it does here.
+        del result
     if state.device != "cpu":
         torch.cuda.synchronize()
     wall = time.perf_counter() - started
-    state.held[message["id"]] = result
     changed = [i for i, (old, new) in enumerate(zip(before, flatten(inputs), strict=True)) if not _same(old, new)]
     read = [row_of(values_read(pretend.GIVEN.values))] if pretend.GIVEN.values else []
-    now = state.model.state_dict()
-    rewritten = [name for name, old in held.items() if name not in now or not _same(old, now[name].detach())]
-    del before, inputs, held
+    rewritten = [name for name, now in _entries(state).items() if not _same(held[name], now)]
+    del before, inputs, held, entries
     _give_back(state)
     return {
         "wall_s": wall,
@@ -175,9 +203,9 @@ def _inputs(state: RunState, message: Json) -> Any:
     program = Program(tuple(message["program"]["steps"]), message["program"]["result"])
     inputs = replay(program, state.device, message["seed"], message["suite"])
     fresh, old = flatten(inputs), flatten(state.inputs)
-    mine = {tensor.untyped_storage().data_ptr() for tensor in old}
-    held = (tensor for result in state.held.values() for tensor in flatten(result))
-    fits = [(a.shape, a.dtype, a.is_contiguous()) for a in old] == [(b.shape, b.dtype, True) for b in fresh]
+    mine = {torch.Tensor.untyped_storage(tensor).data_ptr() for tensor in old}
+    held = (tensor for tensors, _ in state.held.values() for tensor in tensors)
+    fits = [(a.shape, a.dtype, torch.Tensor.is_contiguous(a)) for a in old] == [(b.shape, b.dtype, True) for b in fresh]
     if message["reuse"] and state.inputs is not None and fits and not any(_lies_in(tensor, mine) for tensor in held):
         for before, values in zip(old, fresh, strict=True):
             # `.data` has a version counter of its own.
@@ -189,7 +217,7 @@ def _inputs(state: RunState, message: Json) -> Any:
 
 def _lies_in(tensor: torch.Tensor, storages: set[int]) -> bool:
     try:
-        return tensor.untyped_storage().data_ptr() in storages
+        return torch.Tensor.untyped_storage(tensor).data_ptr() in storages
     except (RuntimeError, NotImplementedError):
         # A tensor without a storage, which is no result that can be judged.
         return True
@@ -215,6 +243,8 @@ def repeat(state: RunState, message: Json) -> Json:
 
 
 def _same(old: torch.Tensor, new: torch.Tensor) -> bool:
+    # Without what the candidate may have set on the tensor itself.
+    new = torch.Tensor.detach(new)
     if old.shape != new.shape or old.dtype != new.dtype:
         return False
     # As integers of the same width, so that NaN equals itself.
@@ -226,10 +256,10 @@ def collect(state: RunState, message: Json) -> Json:
     """Write held outputs, all after the last call, so that a result overwritten by a later call shows."""
     outputs: dict[str, Json] = {}
     for name in message["ids"]:
-        result = state.held.pop(name)
-        tensors = [_write(state.folder / f"{name}_{index}.bin", tensor) for index, tensor in enumerate(flatten(result))]
-        outputs[name] = {"tree": tree_of(result), "tensors": tensors}
-    del result
+        result, tree = state.held.pop(name)
+        tensors = [_write(state.folder / f"{name}_{index}.bin", tensor) for index, tensor in enumerate(result)]
+        outputs[name] = {"tree": tree, "tensors": tensors}
+        del result
     _give_back(state)
     return {"outputs": outputs}
 

@@ -108,8 +108,8 @@ def trace(tracer: Tracer, message: Json) -> Json:
                 recorder.launches.clear()
                 with ops:
                     result = model(*inputs)
-            answer["tree"] = tree_of(result)
-            answer["outputs"] = [_described(tensor) for tensor in flatten(result)]
+                    tensors, answer["tree"] = flatten(result), tree_of(result)
+            answer["outputs"] = [_described(tensor) for tensor in tensors]
         if message["compile"]:
             recorder.compile_all(started + message["budget_s"])
     except CompileFailed as failed:
@@ -146,7 +146,8 @@ def plan(tracer: Tracer, message: Json) -> Json:
                 launches.counting = phase == INIT + 1
                 with mode, recorder:
                     result = model(*inputs)
-                calls.append(recorder.finish(flatten(result), tree_of(result)))
+                    tensors, tree = flatten(result), tree_of(result)
+                calls.append(recorder.finish(tensors, tree))
             if not tracer.rehearsed:
                 tracer.rehearsed = True
                 launches.counting = False
@@ -155,14 +156,14 @@ def plan(tracer: Tracer, message: Json) -> Json:
                     recorder.begin(phase, flatten(inputs))
                     with mode, recorder:
                         returned = model(*inputs)
-                    return recorder.finish(flatten(returned), tree_of(returned))
+                        found = flatten(returned), tree_of(returned)
+                    return recorder.finish(*found)
 
                 phase = INIT + 1 + CALLS
                 before = tensors_held(module, model)
                 count = rehearse(recorder, calls[-1], phase, lambda: replay(program, "cpu", 0, "nominal"), again)
                 answer["grows"] = tensors_held(module, model) - before >= count
-            answer["tree"] = tree_of(result)
-            answer["outputs"] = [_described(tensor) for tensor in flatten(result)]
+            answer["tree"], answer["outputs"] = tree, [_described(tensor) for tensor in tensors]
         if mode.host_copies:
             recorder.refuse("it asks for memory of the host")
         if STREAMS.unsaid is not None:

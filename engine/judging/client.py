@@ -17,7 +17,7 @@ from engine.settings import JudgeSettings, ProfilerSettings, Settings
 from engine.worker import Worker, scrubbed_environment
 from profilers.cupti import Counted, NoCounters
 
-JUDGE_VERSION = "4"
+JUDGE_VERSION = "5"
 """Part of every step key: raise it when a verdict may change for the same candidate."""
 
 START_S = 180.0

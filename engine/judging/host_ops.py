@@ -21,62 +21,13 @@ PLAIN = frozenset(
     [
         *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
         *("zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "full", "full_like", "new_full"),
-        "fill",
-        "fill_",
-        "zero_",
-        "arange",
-        "scalar_tensor",
-        "lift_fresh",
-        "lift_fresh_copy",
-        "detach",
-        "detach_",
-        "alias",
-        "view",
-        "_unsafe_view",
-        "_reshape_alias",
-        "reshape",
-        "permute",
-        "transpose",
-        "t",
-        "expand",
-        "slice",
-        "select",
-        "unsqueeze",
-        "squeeze",
-        "as_strided",
-        "clone",
-        "copy_",
-        "_to_copy",
-        "contiguous",
-        "split",
-        "split_with_sizes",
-        "unbind",
-        "chunk",
-        "narrow",
-        "diagonal",
-        "unfold",
-        "view_as_real",
-        "view_as_complex",
-        "_local_scalar_dense",
-        "set_",
-        "device",
-        "resize_",
-        "is_same_size",
-        "sym_size",
-        "sym_stride",
-        "sym_numel",
-        "sym_storage_offset",
-        "movedim",
-        "flatten",
-        "_to_cpu",
-        "to",
-        "unsafe_split",
-        "unsafe_chunk",
-        "swapaxes",
-        "view_as",
-        "expand_as",
-        "result_type",
-        "_assert_async",
+        *("fill", "fill_", "zero_", "arange", "scalar_tensor", "lift_fresh", "lift_fresh_copy", "detach", "detach_"),
+        *("alias", "view", "_unsafe_view", "_reshape_alias", "reshape", "permute", "transpose", "t", "expand"),
+        *("slice", "select", "unsqueeze", "squeeze", "as_strided", "clone", "copy_", "_to_copy", "contiguous"),
+        *("split", "split_with_sizes", "unbind", "chunk", "narrow", "diagonal", "unfold", "view_as_real"),
+        *("view_as_complex", "_local_scalar_dense", "set_", "device", "resize_", "is_same_size", "sym_size"),
+        *("sym_stride", "sym_numel", "sym_storage_offset", "movedim", "flatten", "_to_cpu", "to", "unsafe_split"),
+        *("unsafe_chunk", "swapaxes", "view_as", "expand_as", "result_type", "_assert_async"),
     ]
 )
 """
@@ -269,8 +220,16 @@ _EACH: Mapping[str, int] = defaultdict(
 )
 """Floating-point operations for each element, where it is not one."""
 
-MOVES = frozenset({"aten.clone", "aten.copy_", "aten._to_copy", "aten.contiguous"})
+MOVES = frozenset({"aten.clone", "aten.copy_", "aten._to_copy", "aten.contiguous", "aten.lift_fresh_copy"})
 """Allowed everywhere; their bytes are counted for references that do nothing else."""
+
+_GATHERS = frozenset(
+    [
+        *("aten.nll_loss_forward", "aten.nll_loss2d_forward", "aten.gather", "aten.embedding", "aten.index"),
+        *("aten.index_select", "aten.take"),
+    ]
+)
+"""They read of their first argument only what they return: it counts for nothing, and the result twice."""
 
 VALUES = "python.values"
 """A row of the record for elements of tensors that Python was given: what it computes of them nobody sees."""
@@ -335,7 +294,7 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = short_name(func)
         self.count[name] += 1
         if name in MOVES or not is_plain(name):
-            self.bytes[name] += _bytes([*args, *kwargs.values()]) + _bytes([result])
+            self.bytes[name] += _bytes(_read(name, args, kwargs, result)) + _bytes([result])
         if not is_plain(name):
             self.flops[name] += _flops(func, args, kwargs, result)
 
@@ -355,19 +314,30 @@ def row_of(op: HostOp) -> Json:
 
 
 def from_json(rows: Json) -> tuple[HostOp, ...]:
-    """Host operations from a child's answer; TypeError or ValueError for another form."""
+    """Host operations from a child's answer; TypeError or ValueError for another form. Which of them compute is ours to
+    say."""
     return tuple(
-        HostOp(plain_text(str(name)[:200]), int(count), bool(compute), float(flops), float(size))
-        for name, count, compute, flops, size in rows
+        _op(plain_text(str(name)[:200]), int(count), float(flops), float(size)) for name, count, _, flops, size in rows
     )
+
+
+def _op(name: str, count: int, flops: float, size: float) -> HostOp:
+    return values_read(count) if name == VALUES else HostOp(name, count, not is_plain(name), flops, size)
 
 
 def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
     formula = flop_registry.get(func._overloadpacket)
     if formula is not None:
         return int(formula(*args, **kwargs, out_val=result))
-    sizes = [tensor.numel() for tensor in _tensors([*args, *kwargs.values(), result])]
-    return _EACH[short_name(func).removeprefix("aten.").rstrip("_")] * max(sizes, default=0)
+    name = short_name(func)
+    sizes = [tensor.numel() for tensor in _tensors([*_read(name, args, kwargs, result), result])]
+    return _EACH[name.removeprefix("aten.").rstrip("_")] * max(sizes, default=0)
+
+
+def _read(name: str, args: Any, kwargs: Any, result: Any) -> list[Any]:
+    """Arguments as far as an operation reads them."""
+    given = [*args, *kwargs.values()]
+    return [result, *given[1:]] if name in _GATHERS else given
 
 
 def _bytes(values: Any) -> int:

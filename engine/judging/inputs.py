@@ -8,7 +8,7 @@ top of them (triangular, symmetric, normalised).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,8 +122,8 @@ class _Recorder(TorchFunctionMode):
         raise UnsupportedTask(f"get_inputs uses a value of type {type(value).__name__}, which cannot be replayed")
 
 
-def _tensors(values: Any) -> bool:
-    return any(isinstance(value, torch.Tensor) for value in values)
+def _tensors(values: Iterable[Any]) -> bool:
+    return bool(flatten(list(values)))
 
 
 def record(factory: Callable[[], Any]) -> Program:
@@ -310,14 +310,20 @@ def parameter_value(spec: ParamSpec, device: str, seed: int, suite: str) -> torc
 
 
 def flatten(tree: Any) -> list[torch.Tensor]:
-    """The tensors of nested lists, tuples and mappings, in order."""
-    if isinstance(tree, torch.Tensor):
+    """The tensors of nested lists, tuples and dictionaries, in order. Nothing that a subclass overrides is called: a
+    candidate's may compute when it is looked at."""
+    kind = type(tree)
+    if issubclass(kind, torch.Tensor):
         return [tree]
-    if isinstance(tree, Mapping):
-        tree = list(tree.values())
-    if isinstance(tree, Sequence) and not isinstance(tree, str):
-        return [leaf for item in tree for leaf in flatten(item)]
-    return []
+    if issubclass(kind, dict):
+        items = iter(dict.values(tree))
+    elif issubclass(kind, list):
+        items = list.__iter__(tree)
+    elif issubclass(kind, tuple):
+        items = tuple.__iter__(tree)
+    else:
+        return []
+    return [leaf for item in items for leaf in flatten(item)]
 
 
 def map_tensors(tree: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

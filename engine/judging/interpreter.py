@@ -3,11 +3,13 @@ libdevice functions by numpy. Only for child processes started with TRITON_INTER
 
 from __future__ import annotations
 
+import ast
+import builtins
 import contextlib
 import functools
 import inspect
 import math
-import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,6 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 
 TF32_BITS = 10
-_WAITS = re.compile(r"^\s*while\b", re.MULTILINE)
 
 
 class OutOfBoundsError(Exception):
@@ -59,8 +60,8 @@ def _span(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 class Order:
-    """In which order the programs of a grid run; a device promises none. Files with a `while` loop, which may wait for
-    an earlier program, keep the usual one."""
+    """In which order the programs of a grid run; a device promises none. Files with a `while` loop that may wait for
+    an earlier program keep the usual one."""
 
     def __init__(self) -> None:
         self.backwards = False
@@ -158,10 +159,37 @@ def _watch_launches(interpreter: Any, bounds: Bounds, on_launch: Callable[[str],
 
 @functools.cache
 def _waits(function: Any) -> bool:
-    """Whether any kernel of the function's file loops on a condition: it may be called from this one."""
+    """Whether any kernel of the function's file waits for what another program writes: it may be called from this
+    one."""
     path = inspect.getsourcefile(function)
-    text = inspect.getsource(function) if path is None else Path(path).read_text(encoding="utf-8")
-    return _WAITS.search(text) is not None
+    text = textwrap.dedent(inspect.getsource(function)) if path is None else Path(path).read_text(encoding="utf-8-sig")
+    return any(isinstance(node, ast.While) and _looks_again(node) for node in ast.walk(ast.parse(text)))
+
+
+def _looks_again(loop: ast.While) -> bool:
+    """Whether the condition of a loop depends on memory: by a load, an atomic or a helper of the file's own in it, or
+    in what the loop makes of the names in it."""
+    asked = [loop.test]
+    names: set[str] = set()
+    made = [(_stored(node), node.value) for node in ast.walk(loop) if isinstance(node, (ast.Assign, ast.AugAssign))]
+    while asked:
+        expression = asked.pop()
+        if any(_touches_memory(node.func) for node in ast.walk(expression) if isinstance(node, ast.Call)):
+            return True
+        new = {node.id for node in ast.walk(expression) if isinstance(node, ast.Name)} - names
+        names |= new
+        asked += [value for stored, value in made if stored & new]
+    return False
+
+
+def _stored(node: ast.AST) -> set[str]:
+    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
+
+
+def _touches_memory(function: ast.expr) -> bool:
+    if isinstance(function, ast.Name):
+        return not hasattr(builtins, function.id)
+    return isinstance(function, ast.Attribute) and function.attr.startswith(("load", "atomic_"))
 
 
 def _order(interpreter: Any) -> None:
@@ -333,7 +361,13 @@ def _libdevice(interpreter: Any) -> None:
 
         return call
 
-    for name, function in _LIBDEVICE.items():
-        for module in (libdevice, cuda_libdevice):
-            if hasattr(module, name):
-                setattr(module, name, wrap(function))
+    def lacking(name: str) -> Callable[..., Any]:
+        def call(*_: Any, **__: Any) -> Any:
+            raise NotImplementedError(f"libdevice.{name}")
+
+        return call
+
+    for module in (libdevice, cuda_libdevice):
+        for name, own in list(vars(module).items()):
+            if inspect.isfunction(own) and own.__module__ == module.__name__:
+                setattr(module, name, wrap(_LIBDEVICE[name]) if name in _LIBDEVICE else lacking(name))

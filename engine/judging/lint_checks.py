@@ -196,7 +196,8 @@ def non_negative_inputs(draws: VariantDraws, draw: Draw, _: frozenset[str] | Non
     other = leaves(draws.other_inputs(draw, 0))
     for position, tensor in enumerate(leaves(draw.inputs)):
         if tensor.is_floating_point() and tensor.numel() and not torch.equal(tensor, other[position]):
-            least = float(tensor.min())
+            # There is no least of 8 bits.
+            least = float((tensor.float() if tensor.element_size() == 1 else tensor).min())
             told = f"no value is below {least:.2g}, so errors on negative ones stay hidden"
             found[f"input {position}"] = Observation(least, least >= 0, False, told)
     return found

@@ -108,7 +108,7 @@ class Pretend(TorchFunctionMode):
                 return _GETTERS[func]
             if func is torch.Tensor.cuda:
                 return args[0]
-            if func is torch.Tensor.pin_memory or func is torch.Tensor.record_stream:
+            if func is torch.Tensor.pin_memory:
                 return args[0]
             if self.fake and func is torch.Tensor.data_ptr:
                 return _fake_address(args[0])
@@ -279,6 +279,9 @@ def answer_as_cuda() -> None:
         setattr(torch.cuda.nvtx, name, lambda *_: 0)
     # A CUDA build would pack the weights of nn.GRU and its kin with cuDNN as soon as they answer as CUDA.
     torch.backends.cudnn.is_acceptable = lambda tensor: False
+    # It takes PyTorch's own streams alone, and refuses others before a mode hears of the call.
+    tensor: Any = torch.Tensor
+    tensor.record_stream = lambda self, stream: None
 
 
 def answer_on_fake_tensors() -> None:

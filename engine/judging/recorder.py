@@ -23,6 +23,8 @@ from engine.judging.plan_recorder import PlanRecorder
 from engine.judging.pretend import PROPERTIES
 
 DEFAULT_WARPS, DEFAULT_STAGES = 4, 3
+WARP = 32
+"""Threads."""
 MAX_COMPILES = 12
 MAX_CONFIGS = 3
 """Autotune configs tried for one kernel when the first cannot be compiled or does not fit."""
@@ -212,6 +214,10 @@ class LaunchRecorder:
             text = describe(error)
             message = f"kernel {name} does not compile: {text['type']}: {text['message']}"
             raise CompileFailed(name, message, resources="OutOfResources" in text["type"]) from error
+        threads, most = WARP * int(compiled.metadata.num_warps), PROPERTIES["max_threads_per_block"]
+        if threads > most:
+            text = f"threads, required {threads}, hardware limit {most}. Reduce num_warps."
+            raise CompileFailed(name, f"kernel {name}: out of resource: {text}", resources=True)
         limit = PROPERTIES["shared_memory_per_block_optin"]
         if compiled.metadata.shared > limit:
             raise CompileFailed(
@@ -281,7 +287,8 @@ def _mock(value: Any) -> Any:
         clone.__dict__.update({**value.__dict__, "base": MockTensor(base.dtype)})
         return clone
     if isinstance(value, (list, tuple)):
-        return type(value)(_mock(item) for item in value)
+        items = [_mock(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 
 

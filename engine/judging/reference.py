@@ -204,11 +204,22 @@ def fill_parameters(
     suite: str,
 ) -> None:
     """Write new values into the storage that the module has, so that a copy made earlier goes stale."""
-    state = _state(model)
+    fill_entries(_state(model), specs, kept, device, seed, suite)
+
+
+def fill_entries(
+    state: Mapping[str, torch.Tensor],
+    specs: tuple[ParamSpec, ...],
+    kept: Mapping[str, torch.Tensor],
+    device: str,
+    seed: int,
+    suite: str,
+) -> None:
+    """The same for entries of a state_dict that somebody else has read; no method of their own is called."""
     with torch.no_grad():
         for spec in specs:
             value = kept[spec.name] if spec.kind == "keep" else parameter_value(spec, device, seed, suite)
-            state[spec.name].copy_(value)
+            torch.Tensor.copy_(state[spec.name], value)
 
 
 def _state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -221,6 +232,8 @@ def load_namespace(source: str) -> dict[str, Any]:
     linecache.cache["<task>"] = (len(source), None, source.splitlines(True), "<task>")
     try:
         exec(compile(source, "<task>", "exec"), module.__dict__)
+    except SystemExit as error:
+        raise UnsupportedTask(f"the task file ends its process: SystemExit: {error}") from error
     except (ImportError, SyntaxError, NameError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UnsupportedTask(f"the task file cannot be imported: {type(error).__name__}: {error}") from error
     missing = [name for name in ("Model", "get_inputs", "get_init_inputs") if name not in module.__dict__]
@@ -235,14 +248,18 @@ def record_inputs(namespace: Mapping[str, Any]) -> tuple[Program, Any]:
 
 
 def tree_of(value: Any) -> Any:
-    """The structure of a result: `t` for a tensor, nested lists, `map` with keys, None, or a type's name."""
-    if isinstance(value, torch.Tensor):
+    """The structure of a result, read as `flatten` reads it: `t` for a tensor, nested lists, `map` with keys, None, or
+    a type's name."""
+    kind = type(value)
+    if issubclass(kind, torch.Tensor):
         return "t"
-    if isinstance(value, Mapping):
-        return {"map": {str(name): tree_of(item) for name, item in value.items()}}
-    if isinstance(value, (list, tuple)):
-        return {"list" if isinstance(value, list) else "tuple": [tree_of(item) for item in value]}
-    return None if value is None else type(value).__name__
+    if issubclass(kind, dict):
+        return {"map": {str(name): tree_of(item) for name, item in dict.items(value)}}
+    if issubclass(kind, list):
+        return {"list": [tree_of(item) for item in list.__iter__(value)]}
+    if issubclass(kind, tuple):
+        return {"tuple": [tree_of(item) for item in tuple.__iter__(value)]}
+    return None if value is None else str(kind.__name__)
 
 
 def tree_text(tree: Json) -> str:

@@ -18,12 +18,12 @@ from engine.judging.judge import Findings, Judge, Stop
 from engine.judging.messages import Failure, is_memory
 from engine.judging.numerics import Comparison, compare, precision_class, scale_of
 from engine.judging.reference import tree_text
-from engine.judging.references import Expected, emulated_error, expected
+from engine.judging.references import FULL, Expected, emulated_error, expected
 from engine.records import CheckResult, Precision, Reason, Status, Task
 from engine.settings import Tolerance
 
 SLOW_CALL_S = 4.0
-"""When one call takes longer than this, only the first two suites are run on the variant, and a remark says so."""
+"""A call that takes longer is slow: what follows it is made only as far as `VariantRun._goes_on` says."""
 
 LARGE_OUTPUT_BYTES = 1 << 29
 """Above this size of one result only the first suite is run on the variant, and other poison only if there is no
@@ -107,12 +107,27 @@ class VariantRun(ABC):
         held.clear()
         if large:
             self.found.remark(f"{self.variant}: one result takes {size / 2**30:.1f} GiB, further suites were left out")
-        elif slowest > SLOW_CALL_S:
-            self.found.remark(f"{self.variant}: a call takes {slowest:.0f} s here, further suites were left out")
-        else:
+        elif self._goes_on(slowest):
             self._rest(usable, first, size)
         if not large or len(self.judge.references.variants(self.task)) == 1:
             self._with_other_poison(first)
+
+    def _goes_on(self, slowest: float) -> bool:
+        """Whether further suites are run. A slow candidate does not choose its checks: without the time for them it is
+        undecided, except at full size, when smaller variants have been through all of them."""
+        if slowest <= SLOW_CALL_S:
+            return True
+        if self.variant == FULL and len(self.judge.references.variants(self.task)) > 1:
+            self.found.remark(f"{self.variant}: a call takes {slowest:.0f} s here, further suites were left out")
+            return False
+        needed_s, left_s = slowest * len(self._plan()), self.allowance.left_s
+        if needed_s > left_s:
+            text = (
+                f"a call takes {slowest:.0f} s here (variant {self.variant}): further suites need about {needed_s:.0f} "
+                f"s, {left_s:.0f} s are left, and nothing can be said without them"
+            )
+            raise Stop(Failure(Status.UNDECIDED, Reason.UNSUPPORTED, text), self.variant)
+        return True
 
     def _rest(self, usable: Iterator[tuple[Call, Expected]], first: Call, size: int) -> None:
         """The suites after the first two. Where results are small, they are held over all further calls and collected
@@ -126,7 +141,7 @@ class VariantRun(ABC):
         pairs = list(itertools.islice(usable, 1)) or [(again, result) for result in [self._expected(again)] if result]
         slowest = self._forward_all(pairs, count_ops=True, late=True)
         self._further_calls()
-        if slowest <= SLOW_CALL_S:
+        if self._goes_on(slowest):
             more = list(usable)
             self._forward_all(more, count_ops=False, late=True)
             pairs += more
@@ -326,7 +341,7 @@ class VariantRun(ABC):
             problem = (Reason.DTYPE, f"{where}: dtype {row.dtype}, expected {dtype}")
         elif row.device != torch.device(self.judge.place.device).type:
             problem = (Reason.STRUCTURE, f"{where}: on device {row.device}, expected the inputs' device")
-        elif not _usual_layout(row.shape, row.stride, plain):
+        elif self.task.contract.strides == "contiguous" and not _usual_layout(row.shape, row.stride, plain):
             text = f"strides {list(row.stride)}, expected {list(plain.stride())} or a contiguous result"
             problem = (Reason.STRUCTURE, f"{where}: {text}")
         if problem is not None:

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from engine.judging.library_modules import is_module
+from engine.judging.main_block import without_main_block
 from engine.records import Reason
 
 IMPORTS = frozenset(
@@ -17,6 +19,8 @@ IMPORTS = frozenset(
         "torch",
         "torch.nn",
         "torch.nn.functional",
+        "torch.nn.init",
+        "torch.nn.parameter",
         "triton",
         "triton.language",
         "triton.language.extra",
@@ -24,15 +28,34 @@ IMPORTS = frozenset(
         "math",
         "typing",
         "functools",
+        "itertools",
         "dataclasses",
         "__future__",
     }
 )
 """`__future__` imports nothing. Below triton.language.extra everything is the device library."""
 
+LISTED = {
+    "collections": frozenset({"namedtuple", "OrderedDict", "defaultdict", "deque", "Counter"}),
+    "enum": frozenset({"Enum", "IntEnum"}),
+    "warnings": frozenset({"warn", "filterwarnings", "simplefilter"}),
+}
+"""Modules of which these names alone are free: the others hold modules."""
+
+NAMES = {"torch.autograd.Function", *(f"{module}.{name}" for module, names in LISTED.items() for name in names)}
+"""What may be imported from a module that is not allowed whole."""
+
+JIT = frozenset({"triton.jit", "triton.runtime.jit.jit"})
+
 CALLS = frozenset({"exec", "eval", "compile", "open", "__import__", "globals", "vars", "locals"})
 DUNDERS = frozenset({"__init__", "__name__", "__post_init__", "__all__", "__main__"})
-FRAMES = frozenset({"f_locals", "f_globals", "f_back", "f_builtins", "gi_frame", "cr_frame", "tb_frame"})
+FRAMES = frozenset(
+    [
+        *("f_locals", "f_globals", "f_back", "f_builtins", "f_code", "f_trace", "tb_frame", "tb_next"),
+        *("gi_frame", "gi_code", "gi_yieldfrom", "cr_frame", "cr_code", "cr_await", "cr_origin"),
+        *("ag_frame", "ag_code", "ag_await"),
+    ]
+)
 FORBIDDEN_ATTRIBUTES = frozenset(
     [
         *("load_inline", "cpp_extension", "_dynamo", "_inductor", "multiprocessing", "hub"),
@@ -61,6 +84,8 @@ INTERNALS = frozenset(
         *("FunctionType", "LambdaType", "CodeType", "MethodType", "attrgetter", "methodcaller"),
         *("update_wrapper", "make_dataclass", "load_library", "compile_module_from_src", "_compile_kernel"),
         *("_create_jit_fn", "_create_multi_output_jit_fn"),
+        # enum's way to the names of any module, and modules that enum and collections hold.
+        *("_convert_", "bltns", "_sys", "_collections_abc"),
         *("tofile", "from_file", "ctypeslib", "redispatch", "_op_dk", "_make_wrapper_subclass"),
     ]
 )
@@ -81,7 +106,11 @@ calls."""
 STANDARD = frozenset(sys.stdlib_module_names) - {"math", "random", "types", "signal", "select", "trace", "profile"}
 """Modules that an allowed one may have imported, less what is also a name of torch or Triton."""
 
+_ASKED_FOR = frozenset({"numpy", "copy", "array", "code", "queue", "string", "time", "token", "types"})
+"""Of STANDARD and FORBIDDEN_ATTRIBUTES what getattr() may read of anything: methods and fields have these names."""
+
 MODULES = IMPORTS | {
+    *LISTED,
     *("torch.cuda", "torch.autograd", "torch.backends", "torch.linalg", "torch.special", "torch.utils", "torch.fft"),
     *("torch.nn.modules", "torch.nn.init", "torch.nn.utils", "torch.nn.parameter", "triton.runtime", "triton.testing"),
     *("triton.language.math", "triton.language.core", "triton.language.standard", "triton.language.semantic"),
@@ -117,8 +146,8 @@ class _Names:
     imported: dict[str, str] = field(default_factory=dict)
     functions: dict[str, ast.FunctionDef] = field(default_factory=dict)
     classes: dict[str, ast.ClassDef] = field(default_factory=dict)
-    bound: dict[str, ast.expr] = field(default_factory=dict)
-    """Values of plain assignments, by name."""
+    bound: dict[str, list[ast.expr]] = field(default_factory=dict)
+    """What is assigned to a name, or to an element or attribute of what it stands for."""
 
     def dotted(self, node: ast.expr) -> str | None:
         """`torch.nn.functional` for `F`, resolved through import aliases and getattr; None for anything else."""
@@ -143,18 +172,17 @@ def screen(source: str) -> Screened:
         text = (getattr(error, "text", None) or "").strip()
         detail = getattr(error, "msg", str(error))
         return Screened(Reason.SYNTAX, f"line {line}: {detail}" + (f": {text}" if text else ""))
+    tree = without_main_block(tree)
     names = _collect(tree)
     for line, problem in _forbidden(tree, names):
         return Screened(Reason.FORBIDDEN, f"line {line}: {problem}")
-    if "ModelNew" not in names.classes:
+    if "ModelNew" not in names.classes and "ModelNew" not in names.bound:
         return Screened(Reason.NO_MODEL, "expected a class ModelNew(nn.Module) at the module's top level, found none")
     jitted = {name for name, function in names.functions.items() if _is_jitted(function, names)}
-    if not jitted:
+    # Whether a kernel is launched shows when forward() runs: there are more ways to one than a text tells.
+    if not any(names.dotted(node) in JIT for node in ast.walk(tree) if isinstance(node, ast.expr)):
         return Screened(Reason.NO_KERNEL, "expected at least one @triton.jit function, found none")
-    reached = _reached(names, jitted)
-    if not reached & jitted:
-        return Screened(Reason.NO_KERNEL, f"no jitted function is reachable from ModelNew: {', '.join(sorted(jitted))}")
-    return Screened(None, remarks=tuple(_remarks(tree, sorted(jitted - reached))))
+    return Screened(None, remarks=tuple(_remarks(tree, sorted(jitted - _reached(names, jitted)))))
 
 
 def _collect(tree: ast.Module) -> _Names:
@@ -171,16 +199,22 @@ def _collect(tree: ast.Module) -> _Names:
         elif isinstance(node, ast.ClassDef):
             names.classes.setdefault(node.name, node)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            _bind(names, node.targets[0].id, node.value)
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                _bind(names, target, node.value, alone=len(node.targets) == 1)
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            _bind(names, node.target, node.value, alone=True)
     return names
 
 
-def _bind(names: _Names, name: str, value: ast.expr) -> None:
-    names.bound.setdefault(name, value)
-    dotted = names.dotted(value)
-    if dotted is not None:
-        names.imported.setdefault(name, dotted)
+def _bind(names: _Names, target: ast.expr, value: ast.expr, *, alone: bool) -> None:
+    if alone and isinstance(target, ast.Name) and (dotted := names.dotted(value)) is not None:
+        names.imported.setdefault(target.id, dotted)
+    for item in target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]:
+        while isinstance(item, (ast.Attribute, ast.Subscript)):
+            item = item.value
+        if isinstance(item, ast.Name):
+            names.bound.setdefault(item.id, []).append(value)
 
 
 def _forbidden(tree: ast.Module, names: _Names) -> Iterator[tuple[int, str]]:
@@ -209,7 +243,9 @@ def _forbidden(tree: ast.Module, names: _Names) -> Iterator[tuple[int, str]]:
 
 def _of_the_interpreter(tree: ast.Module, names: _Names) -> Iterator[tuple[int, str]]:
     """What a kernel's body can do in the interpreter alone: a value's `handle` is an array of numbers there."""
-    for kernel in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and _is_jitted(node, names)):
+    loose = _jits_loosely(tree, names)
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    for kernel in (function for function in functions if loose or _is_jitted(function, names)):
         for node in ast.walk(kernel):
             if isinstance(node, ast.Attribute) and node.attr == "handle":
                 yield node.lineno, f"use of the attribute handle in the kernel {kernel.name}"
@@ -221,6 +257,8 @@ def _handed_around(tree: ast.Module, names: _Names) -> Iterator[tuple[int, str]]
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node.id in ("getattr", "setattr", "delattr") and id(node) not in named:
             yield node.lineno, f"{node.id} as a value"
+        if isinstance(node, ast.FunctionDef) and node.name == "__del__":
+            yield node.lineno, "definition of __del__, which runs when nobody looks"
     called = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
     asked = {id(node.args[0]) for node in called if isinstance(node.func, ast.Name) and node.func.id in ASKING}
     for parent in ast.walk(tree):
@@ -228,10 +266,13 @@ def _handed_around(tree: ast.Module, names: _Names) -> Iterator[tuple[int, str]]
         if plain or isinstance(parent, (ast.Attribute, ast.Compare, ast.BoolOp, ast.UnaryOp, ast.If, ast.Assert)):
             continue
         for node in ast.iter_child_nodes(parent):
-            if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load) and id(node) not in asked:
-                dotted = names.dotted(node)
-                if dotted in MODULES:
-                    yield node.lineno, f"the module {dotted} as a value"
+            if not isinstance(node, (ast.Name, ast.Attribute, ast.Call)) or id(node) in asked:
+                continue
+            dotted = names.dotted(node) if isinstance(node, ast.Call) or isinstance(node.ctx, ast.Load) else None
+            if dotted in MODULES or (dotted is not None and id(node) not in named and is_module(dotted)):
+                yield node.lineno, f"the module {dotted} as a value"
+            elif dotted == "functools.wraps" and id(node) not in named:
+                yield node.lineno, f"{dotted} as a value"
 
 
 def _text_problem(name: str) -> str | None:
@@ -256,7 +297,7 @@ def _import_problem(node: ast.Import | ast.ImportFrom) -> str | None:
             if problem is not None:
                 return problem
     for module in modules:
-        if module not in IMPORTS and not module.startswith("triton.language."):
+        if module not in IMPORTS | NAMES | LISTED.keys() and not module.startswith("triton.language."):
             return f"import of {module}; allowed are {', '.join(sorted(IMPORTS - {'__future__'}))}"
     return None
 
@@ -280,10 +321,21 @@ def _call_problem(node: ast.Call, names: _Names) -> str | None:
         if function.id == "getattr" and len(node.args) > 1:
             if not _is_text(node.args[1]):
                 return "getattr() with a name that is not a literal"
-            return _dotted_problem(names.dotted(node))
+            return _dotted_problem(names.dotted(node)) or _asked_problem(node.args[1])
         if function.id in ("setattr", "delattr") and node.args and names.dotted(node.args[0]) is not None:
             return f"{function.id}() on the imported {names.dotted(node.args[0])}"
+    listed = any(isinstance(argument, ast.Starred) for argument in node.args)
+    if names.dotted(function) == "functools.wraps" and (len(node.args) > 1 or listed):
+        return "functools.wraps() with lists of names, which copies attributes by name"
     return None
+
+
+def _asked_problem(name: ast.expr) -> str | None:
+    """What getattr() may not read of anything."""
+    text = name.value if isinstance(name, ast.Constant) else ""
+    if text in (STANDARD | FORBIDDEN_ATTRIBUTES) - _ASKED_FOR:
+        return f"getattr() of {text}"
+    return _text_problem(str(text))
 
 
 def _is_text(node: ast.expr) -> bool:
@@ -325,6 +377,8 @@ def _dotted_problem(dotted: str | None) -> str | None:
     below -= {"backends"} if parts[0] == "torch" else set()
     private = parts[0] in ("typing", "functools", "dataclasses", "math") and any(p.startswith("_") for p in parts)
     inner = set(parts[1:])
+    private = private or (parts[0] in LISTED and len(parts) > 1 and parts[1] not in LISTED[parts[0]])
+    private = private or bool(inner & {"torch", "triton"})
     if private or inner & STANDARD or inner & (FORBIDDEN_ATTRIBUTES | INTERNALS) or below & POWERS:
         return f"use of {dotted}"
     return None
@@ -333,16 +387,25 @@ def _dotted_problem(dotted: str | None) -> str | None:
 def _is_jitted(function: ast.FunctionDef, names: _Names) -> bool:
     for decorator in function.decorator_list:
         target = decorator.func if isinstance(decorator, ast.Call) else decorator
-        if names.dotted(target) in ("triton.jit", "triton.runtime.jit.jit"):
+        if names.dotted(target) in JIT:
             return True
     return False
+
+
+def _jits_loosely(tree: ast.Module, names: _Names) -> bool:
+    """Whether triton.jit is used otherwise than as a decorator, so that any function may become a kernel."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    decorators = [decorator for function in functions for decorator in function.decorator_list]
+    decorating = {id(one.func if isinstance(one, ast.Call) else one) for one in decorators}
+    expressions = (node for node in ast.walk(tree) if isinstance(node, ast.expr) and id(node) not in decorating)
+    return any(names.dotted(node) in JIT for node in expressions)
 
 
 def _reached(names: _Names, jitted: set[str]) -> set[str]:
     """Names of functions and classes that ModelNew mentions, directly or through others. A name that is bound to
     something else of the module (`op = partial(_kernel)`, `Function.apply`) counts as a mention of all it names."""
     reached: set[str] = set()
-    waiting: list[ast.AST] = [names.classes["ModelNew"]]
+    waiting: list[ast.AST] = [ast.Name("ModelNew")]
     while waiting:
         node = waiting.pop()
         for name in {child.id for child in ast.walk(node) if isinstance(child, ast.Name)} | _methods(node):
@@ -352,8 +415,7 @@ def _reached(names: _Names, jitted: set[str]) -> set[str]:
             target: ast.AST | None = names.functions.get(name) or names.classes.get(name)
             if target is not None:
                 waiting.append(target)
-            if name in names.bound:
-                waiting.append(names.bound[name])
+            waiting += names.bound.get(name, [])
     return reached & (jitted | set(names.functions))
 
 

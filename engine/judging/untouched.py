@@ -24,7 +24,7 @@ _LIBRARIES = frozenset(
 
 class Untouched:
     """A note of what names stand for; `replaced` compares. Classes: any name. Modules: functions and classes that were
-    there, as libraries import parts of their own later."""
+    there, as libraries import parts of their own later, and our own constants."""
 
     def __init__(self) -> None:
         known = sorted(sys.modules.items())
@@ -35,7 +35,7 @@ class Untouched:
             if module.__name__.startswith(_OURS):
                 own = (value for value in vars(module).values() if isinstance(value, type))
                 classes += [value for value in own if value.__module__ == module.__name__]
-        self._modules = [(module, {k: v for k, v in vars(module).items() if callable(v)}) for module in modules]
+        self._modules = [(module, _watched(module)) for module in modules]
         self._classes = [(kind, _members(kind)) for kind in dict.fromkeys(classes)]
 
     def replaced(self) -> list[str]:
@@ -50,6 +50,11 @@ class Untouched:
             changed = [name for name in names if members.get(name) is not later.get(name)]
             found += [f"{kind.__module__}.{kind.__qualname__}.{name}" for name in sorted(changed)]
         return found
+
+
+def _watched(module: types.ModuleType) -> dict[str, Any]:
+    ours = module.__name__.startswith(_OURS)
+    return {k: v for k, v in vars(module).items() if callable(v) or (ours and k.isupper())}
 
 
 def _members(kind: type) -> dict[str, Any]:

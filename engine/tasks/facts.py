@@ -92,7 +92,7 @@ def _attempt(source: str, values: Mapping[str, int], modes: Modes) -> Run | str:
     """A run with these constants, or in one line why there is none."""
     try:
         return _run(apply_variant(source, values), modes)
-    except Exception as error:  # noqa: BLE001 - outermost boundary to foreign code, which may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - outermost boundary to foreign code: it may raise anything
         text = re.sub(r" object at 0x[0-9a-f]+", "", str(error)).strip().splitlines()
         return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
 

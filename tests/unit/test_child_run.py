@@ -74,3 +74,19 @@ def test_trials_of_autotuning_leave_no_trace(patched):
     assert "aten.sin" not in recorder.count
     run()
     assert state.launches == {"kernel": 1}
+
+
+class Silent(Exception):
+    def __str__(self):
+        raise self
+
+
+def test_an_exception_that_is_its_own_cause_is_described():
+    error = ValueError("again")
+    error.__cause__ = error
+    assert child.describe(error)["message"] == "again"
+
+
+def test_an_exception_without_a_text_is_told_by_its_type():
+    assert child.describe(Silent())["type"] == "Silent"
+    assert "str() raises Silent" in child.describe(Silent())["message"]

@@ -141,7 +141,7 @@ def test_inputs_of_the_call_before(reuse, held, same):
     (first,) = child_run._inputs(state, message(1, reuse=False))
     before, version = first.clone(), first._version
     if held:
-        state.held["nominal0"] = first[1:]
+        state.held["nominal0"] = [first[1:]], "t"
     (second,) = child_run._inputs(state, message(2, reuse=reuse))
     assert (second is first) is same
     assert first._version == version

@@ -43,6 +43,11 @@ def test_a_program_replays_equal_values_for_equal_seeds():
     assert bool((one[5][0][:, 1] == 7.0).all())
 
 
+def test_tensors_in_a_list_are_arguments_as_well():
+    program = record(lambda: [torch.cat([torch.randn(4, 3), torch.rand(4, 5)], 1)])
+    assert replay(program, "cpu", 5, "signed")[0].shape == (4, 8)
+
+
 @pytest.mark.parametrize("suite", SUITES)
 def test_suites_keep_structure_integers_and_finiteness(suite):
     a, mask, labels, weights, *_ = replay(record(mixed), "cpu", 5, suite)

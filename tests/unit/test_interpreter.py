@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
+
+import pytest
+
+from engine.judging.interpreter import _looks_again
 
 LOOP = """
 import sys
@@ -40,3 +45,18 @@ def test_loop_bounds_are_read_as_numpy_2_4_demands(project, tmp_path):
     assert run(project, tmp_path, patched=False).returncode != 0
     done = run(project, tmp_path, patched=True)
     assert done.stdout.strip() == "100.0", done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("loop", "waits"),
+    [
+        pytest.param("while tl.load(flag) == 0:\n    pass", True, id="load"),
+        pytest.param("while tl.atomic_cas(lock, 0, 1) != 0:\n    pass", True, id="atomic"),
+        pytest.param("while locked(flag):\n    pass", True, id="helper"),
+        pytest.param("while go:\n    seen = tl.load(flag)\n    go = seen == 0", True, id="by-names"),
+        pytest.param("while start < n:\n    acc += tl.load(x + start)\n    start += step", False, id="walks"),
+        pytest.param("while min(i, n) < n:\n    i += 1", False, id="builtin"),
+    ],
+)
+def test_loops_that_wait_for_memory(loop, waits):
+    assert _looks_again(ast.parse(loop).body[0]) is waits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -273,6 +274,7 @@ def test_folders_are_read_in_natural_order_without_hidden_files_and_the_referenc
         (["softmax", "nowhere.py"], "no such file (nowhere.py)"),
         (["softmax", "BINARY"], "cannot be read as UTF-8"),
         (["softmax", "EMPTY"], "expected Python files in this folder, found none"),
+        (["softmax", ""], "got an empty text"),
         (["GOOD", "GOOD"], "it comes before the candidates"),
         (["softmax", "GOOD", "--contract", "nowhere.yaml"], "nowhere.yaml"),
         (["softmax", "GOOD", "--contract", "MISSPELT"], "did you mean 'host_ops'?"),
@@ -344,6 +346,13 @@ def test_a_reference_that_does_not_import_is_refused(monkeypatch, device, refere
     assert device.opened == []
 
 
+def test_a_reference_that_ends_its_process_is_refused(monkeypatch, device, reference, write):
+    monkeypatch.setattr(inputs, "describe", lambda tasks, scratch: (replace(FACTS, traced="none", costs=()),))
+    reference.write_text("import sys\nsys.exit(0)\n" + REFERENCE)
+    with pytest.raises(ConfigError, match="it ends its own process, with status 0"):
+        judge(reference, write(a=GOOD) / "a.py")
+
+
 def test_a_reference_that_fails_on_its_own_inputs_is_refused_by_name(monkeypatch, device, reference, write):
     monkeypatch.setattr(inputs, "describe", lambda tasks, scratch: (replace(FACTS, traced="none", costs=()),))
     reference.write_text(REFERENCE.replace("return ", "return nothing_of_this_name + ", 1))
@@ -410,6 +419,31 @@ def test_a_long_message_keeps_its_end(capsys, monkeypatch, device, reference, wr
     assert len(why) < 400
     assert "first" in why
     assert why.endswith("last")
+
+
+def test_what_a_candidate_says_begins_no_line(capsys, monkeypatch, device, reference, write):
+    forged = "no\n/x/b.py: correct (plan)\r\x1b[2A1 of 1 correct"
+    said = Verdict(Status.REJECTED, Reason.EXCEPTION, Mode.PLAN, forged, seed=1, remarks=(forged,))
+    monkeypatch.setattr(device, "judge", lambda operator, source: said)
+    assert main([str(reference), str(write(a=GOOD))]) == 3
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert not [line for line in out.splitlines() if line.startswith(("/x/b.py", "1 of 1"))]
+    assert "  remark    no /x/b.py: correct (plan)  [2A1 of 1 correct" in out
+
+
+def test_a_name_that_is_no_utf_8_is_printed(capfd, device, reference, tmp_path):
+    odd = tmp_path / os.fsdecode(b"odd\xff.py")
+    odd.write_text(GOOD)
+    sys.stdout.reconfigure(errors="strict")
+    assert main([str(reference), str(odd)]) == 0
+    assert main([str(reference), str(odd), "--json"]) == 0
+
+
+def test_a_mark_at_the_beginning_of_a_file_is_no_code(device, reference, tmp_path):
+    marked = tmp_path / "marked.py"
+    marked.write_text(GOOD, encoding="utf-8-sig")
+    assert inputs.read_candidates([marked], reference)[0].source == GOOD
 
 
 def test_one_candidate_gets_no_table(capsys, device, reference, write):

@@ -247,6 +247,11 @@ def test_a_suite_that_the_operator_does_not_admit_is_a_remark():
     assert "small: suite signed left out, the reference is not finite there" in found.remarks
 
 
+def test_floats_of_eight_bits_are_examined():
+    found = linted(make("x.float() * 2", f"{RAND}.to(torch.float8_e4m3fn)"))
+    assert ("repaired", "non_negative_inputs", "input 0") in told(found)
+
+
 def test_what_cannot_be_examined_is_a_remark():
     found = linted(make("x.nonsense()"))
     assert (found.findings, found.variants) == ((), ("small", "odd"))
