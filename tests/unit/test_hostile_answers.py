@@ -48,7 +48,9 @@ def run_of(folder, answer, number=1):
         settings=settings().judge,
         references=SimpleNamespace(variants=lambda task: ("small",)),
     )
-    run.task = SimpleNamespace(contract=SimpleNamespace(exact=False, tolerance="default", suites=None))
+    run.task = SimpleNamespace(
+        contract=SimpleNamespace(exact=False, tolerance="default", suites=None, strides="contiguous")
+    )
     run.found, run.variant, run.host_ops = Findings(1), "small", "library"
     run.allowance = Allowance(60.0, lambda: 0.0)
     run.reference = SimpleNamespace(inputs=SimpleNamespace(steps=(), result=[]), device="cpu", params=())
